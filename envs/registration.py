@@ -1,0 +1,2 @@
+def register_envs() -> None:
+    """Register the environments with Gymnasium."""

@@ -1,0 +1,308 @@
+"""The interface of every flow policy, and the rollout that is written once for all of them.
+
+x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t in [0, 1] from noise (1) to image (0).
+"""
+
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from . import adapters, solvers
+from .noise import Noise, derive_seeds
+
+__all__ = ["STOCHASTIC", "FlowPolicy", "Sampling"]
+
+STOCHASTIC = ("sde", "cps", "dance")
+_SOLVERS = ("euler", "dpm2m", *STOCHASTIC)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a rollout is drawn.
+
+    Attributes:
+        steps: the number T of solver steps.
+        solver: "euler" or "dpm2m" (deterministic); "sde", "cps" or "dance" (stochastic, with log-probabilities).
+        noise_level: the stochastic solvers' a (sde, cps) or eta (dance).
+        window: (start, length) of the steps that are stochastic, Euler elsewhere; None: all of them.
+        record: keep the trajectory (`latents`, `t`) and, under a stochastic solver, `log_prob`.
+        guidance: the classifier-free guidance scale, for policies that have one; 1 is off.
+        grad_last: how many of the last steps, and the decoding, carry a gradient (DRaFT-K).
+    """
+
+    steps: int = 6
+    solver: str = "euler"
+    noise_level: float = 0.0
+    window: tuple[int, int] | None = None
+    record: bool = False
+    guidance: float = 1.0
+    grad_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampling needs at least 1 step, got {self.steps}")
+        if self.solver not in _SOLVERS:
+            raise ValueError(f"unknown solver '{self.solver}': expected one of {', '.join(_SOLVERS)}")
+        if (self.solver in STOCHASTIC) != (self.noise_level > 0):
+            raise ValueError(
+                f"a noise level above 0 belongs to the solvers {', '.join(STOCHASTIC)} and to no other: "
+                f"got solver '{self.solver}' with noise level {self.noise_level}"
+            )
+        if not 0 <= self.grad_last <= self.steps:
+            raise ValueError(f"grad_last is between 0 and the {self.steps} steps, got {self.grad_last}")
+
+    def stochastic(self, step: int) -> bool:
+        """Whether step number `step` (from 0) draws noise."""
+        if self.solver not in STOCHASTIC:
+            return False
+        start, length = self.window if self.window is not None else (0, self.steps)
+        return start <= step < start + length
+
+
+class FlowPolicy(nn.Module, ABC):
+    """A flow-matching policy: encode a context once, integrate its velocity, decode an image.
+
+    Subclasses write `encode`, `velocity`, `decode`, `to_latent`, `latent_shape`, `sigmas`, `core` and `lora_targets`.
+
+    Attributes:
+        scale: how many times larger than the LR image the SR image is.
+        name: what `srgym.policies.make` knows it by.
+    """
+
+    name: str
+    scale: int
+    lora_targets: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora: adapters.LoraSettings | None = None
+
+    @property
+    @abstractmethod
+    def core(self) -> nn.Module:
+        """The network whose velocity is trained, and that carries the adapters."""
+
+    @abstractmethod
+    def encode(self, obs: Mapping[str, Any]) -> TensorDict:
+        """Everything `velocity` and `decode` need of a context: {"lr": [G, 3, h, w], "prompt": ...} to TensorDict [G].
+
+        Runs once a context and under no adapter, so the learner, the sampler and the reference share it.
+        """
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
+        """The predicted v = eps - x0 at x [N, ...] and t [N] in [0, 1], under the active adapter: [N, ...]."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
+        """Latents [N, ...] to images [N, 3, H, W] in [0, 1], differentiably."""
+
+    @abstractmethod
+    def to_latent(self, image: Tensor, cond: TensorDict) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] (ground truth, or preferred ones) to latents [N, ...]."""
+
+    @abstractmethod
+    def latent_shape(self, cond: TensorDict) -> tuple[int, ...]:
+        """The shape of one sample's latent."""
+
+    @abstractmethod
+    def sigmas(self, steps: int, cond: TensorDict) -> Tensor:
+        """The policy's schedule of times, float32 [steps + 1], falling from 1 to 0."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # Adapters
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.lora is not None
+
+    def add_adapters(
+        self, rank: int = 32, alpha: float = 64.0, targets: tuple[str, ...] | None = None, seed: int = 0
+    ) -> None:
+        """Put LoRA adapters `default`, `old` and `ema` on the core network and freeze everything else.
+
+        Args:
+            rank, alpha: the LoRA's rank and scale (the update is multiplied by alpha / rank).
+            targets: names or endings of modules; the policy's own choice when None.
+            seed: of the Gaussian initialisation.
+        """
+        settings = adapters.LoraSettings(rank, alpha, tuple(targets or self.lora_targets))
+        self._add_adapters(settings, seed)
+
+    def _add_adapters(self, settings: adapters.LoraSettings, seed: int = 0) -> None:
+        self.requires_grad_(False)
+        adapters.add(self.core, settings, torch.Generator().manual_seed(seed))
+        self.lora = settings
+
+    @contextlib.contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Run under "default" (the learner), "old" (the sampler), "ema" (the average) or None (the base).
+
+        A policy without adapters is its own learner: there every name means its weights.
+        """
+        if not self.has_adapters:
+            yield
+            return
+        with adapters.use(self.core, name):
+            yield
+
+    def sync(self, source: str, target: str, decay: float = 0.0) -> None:
+        """target <- decay * target + (1 - decay) * source, over adapters."""
+        adapters.copy(self.core, source, target, decay)
+
+    def same_adapters(self, one: str, other: str) -> bool:
+        """Whether two adapters are equal bit for bit, so that one forward serves both."""
+        return not self.has_adapters or adapters.equal(self.core, one, other)
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The learner's parameters by name: the LoRA `default`, or all weights of a policy without adapters."""
+        if self.has_adapters:
+            return adapters.parameters(self.core, "default")
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+    def adapter_deltas(self, name: str = "default") -> dict[str, Tensor]:
+        """What an adapter adds to each weight of the core, in float32, keyed by the weight's name without adapters."""
+        return adapters.deltas(self.core, name)
+
+    @torch.no_grad()
+    def add_deltas(self, deltas: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Add weight deltas (of a LoRA learnt on another policy) to this policy's core: OARS's transplant.
+
+        Raises:
+            ValueError: naming the first tensor that differs in name or shape.
+        """
+        own = dict(self.core.named_parameters())
+        for name, delta in deltas.items():
+            if name not in own:
+                raise ValueError(f"the LoRA changes '{name}', which {type(self).__name__} hasn't got")
+            if own[name].shape != delta.shape:
+                raise ValueError(f"'{name}': expected a delta of {tuple(own[name].shape)}, got {tuple(delta.shape)}")
+        for name, delta in deltas.items():
+            merged = own[name].float() + weight * delta.to(own[name].device).float()
+            own[name].copy_(merged.to(own[name].dtype))
+
+    # Rollouts
+
+    def rollout(self, obs: Mapping[str, Any], sampling: Sampling, seeds: Tensor) -> TensorDict:
+        """Draw K samples of each of G contexts.
+
+        Args:
+            obs: {"lr": [G, 3, h, w] in [0, 1], optionally "prompt": G strings}.
+            sampling: the solver and its steps.
+            seeds: int64 [N], N = G K, the K samples of a context contiguous (see `derive_seeds`).
+
+        Returns:
+            TensorDict [N] with `cond` (each context encoded once and repeated), `x0`, `sr` [N, 3, H, W] in [0, 1] and,
+            when recorded, `latents` [N, T+1, ...], `t` [N, T+1] and (stochastic solvers) `log_prob` [N, T].
+
+        Raises:
+            ValueError: if the number of seeds isn't a multiple of the number of contexts.
+        """
+        groups = len(obs["lr"])
+        if groups == 0 or len(seeds) % groups:
+            raise ValueError(f"a rollout of {groups} contexts needs a multiple of {groups} seeds, got {len(seeds)}")
+        with torch.no_grad():
+            cond = repeat(self.encode(obs), len(seeds) // groups)
+        return self.sample(cond, sampling, seeds)
+
+    def sample(self, cond: TensorDict, sampling: Sampling, seeds: Tensor) -> TensorDict:
+        """`rollout` from conditions that are encoded and repeated already: cond [N], seeds int64 [N]."""
+        noise = Noise(seeds, self.device)
+        x = noise.normal(self.latent_shape(cond))
+        times = self.sigmas(sampling.steps, cond).to(self.device)
+        path, log_prob, memory = [x], [], None
+        grad = torch.is_grad_enabled()
+        for i in range(sampling.steps):
+            t, t_next = (u.expand(len(seeds)) for u in (times[i], times[i + 1]))
+            with torch.set_grad_enabled(grad and i >= sampling.steps - sampling.grad_last):
+                v = self.velocity(x, t, cond).float()
+                if sampling.stochastic(i):
+                    drawn = noise.normal(x.shape[1:])
+                    x, score = stochastic_step(sampling, v, x, t, t_next, t_cap=times[1], noise=drawn)
+                    log_prob.append(score)
+                elif sampling.solver == "dpm2m":
+                    x, memory = solvers.dpm2m_step(v, x, t, t_next, memory)
+                else:
+                    x = solvers.euler_step(v, x, t, t_next)
+                    log_prob.append(torch.zeros(len(seeds), device=x.device))
+            if sampling.record:
+                path.append(x)
+        with torch.set_grad_enabled(grad and sampling.grad_last > 0):
+            sr = self.decode(x, cond)
+        rolled = TensorDict({"cond": cond, "x0": x, "sr": sr}, batch_size=[len(seeds)])
+        if sampling.record:
+            rolled["latents"] = torch.stack(path, 1)
+            rolled["t"] = times.expand(len(seeds), -1).contiguous()
+            if sampling.solver in STOCHASTIC:
+                rolled["log_prob"] = torch.stack(log_prob, 1)
+        return rolled
+
+    @torch.no_grad()
+    def predict(
+        self, lr: Tensor, steps: int = 6, seed: int = 0, solver: str = "euler", prompt: list[str] | None = None
+    ) -> Tensor:
+        """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each."""
+        seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
+        obs = {"lr": lr.to(self.device), "prompt": prompt}
+        return self.rollout(obs, Sampling(steps=steps, solver=solver), seeds)["sr"].to(lr.device)
+
+    # On disk
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this policy again, as JSON values."""
+        return {}
+
+    def save_base(self, folder: Path) -> None:
+        """Write the weights that aren't adapters. A policy over a foundation model names its weights in `config`."""
+
+    def load_base(self, folder: Path) -> None:
+        """Read what `save_base` wrote."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write the policy: `policy.json`, its own weights and its adapters (safetensors)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {"policy": self.name, "config": self.config, "adapters": self.has_adapters}
+        (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
+        self.save_base(folder)
+        if self.lora is not None:
+            adapters.write(self.core, folder, self.lora, adapters.ADAPTERS)
+
+
+def repeat(cond: TensorDict, times: int) -> TensorDict:
+    """Each context's condition `times` times in a row: TensorDict [G] to [G * times]."""
+    if times == 1:
+        return cond
+    rows = torch.arange(len(cond)).repeat_interleave(times)
+    return cond[rows.to(cond.device)] if cond.device is not None else cond[rows]
+
+
+def stochastic_step(
+    sampling: Sampling,
+    v: Tensor,
+    x: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    *,
+    t_cap: Tensor | float | None,
+    x_next: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sampling's stochastic solver: draws the next state, or scores `x_next`. Returns (state, log-prob [B])."""
+    level = sampling.noise_level
+    if sampling.solver == "sde":
+        return solvers.sde_step(v, x, t, t_next, level, x_next=x_next, noise=noise, t_cap=t_cap)
+    step = solvers.cps_step if sampling.solver == "cps" else solvers.dance_step
+    return step(v, x, t, t_next, level, x_next=x_next, noise=noise)

@@ -1,0 +1,61 @@
+"""Policies by name, and policies as saved."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .base import FlowPolicy
+
+__all__ = ["POLICIES", "available", "load", "make"]
+
+# Imported when asked for: a foundation model's classes take seconds to import.
+POLICIES = {
+    "compact": "srgym.policies.compact:CompactPolicy",
+}
+
+
+def available() -> list[str]:
+    """The names that `make` knows."""
+    return sorted(POLICIES)
+
+
+def policy_class(name: str) -> type[FlowPolicy]:
+    """The class of a policy by name, or by `module:Class`."""
+    path = POLICIES.get(name, name)
+    if ":" not in path:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, POLICIES, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown policy '{name}': expected one of {', '.join(available())} or module:Class{hint}")
+    module, _, attribute = path.partition(":")
+    found = getattr(import_module(module), attribute)
+    if not (isinstance(found, type) and issubclass(found, FlowPolicy)):
+        raise TypeError(f"'{path}' must be a subclass of FlowPolicy, got {found!r}")
+    return found
+
+
+def make(name: str, **kwargs: Any) -> FlowPolicy:
+    """Build a policy by its name (see `available`) or by `module:Class`, with its own keyword arguments."""
+    return policy_class(name)(**kwargs)
+
+
+def load(folder: str | Path) -> FlowPolicy:
+    """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
+
+    Raises:
+        FileNotFoundError: if the folder holds no `policy.json`.
+    """
+    from . import adapters
+
+    folder = Path(folder)
+    described_in = folder / "policy.json"
+    if not described_in.is_file():
+        raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
+    described = json.loads(described_in.read_text())
+    policy = make(described["policy"], **described["config"])
+    policy.load_base(folder)
+    if described["adapters"]:
+        adapters.read(policy.core, folder, policy._add_adapters)
+    return policy
