@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import FlowPolicy as FlowPolicy
-    from .base import Sampling as Sampling
-    from .noise import Noise as Noise
-    from .noise import derive_seeds as derive_seeds
-    from .registry import available as available
-    from .registry import load as load
-    from .registry import make as make
+    from srgym.policies.base import FlowPolicy as FlowPolicy
+    from srgym.policies.base import Sampling as Sampling
+    from srgym.policies.noise import Noise as Noise
+    from srgym.policies.noise import derive_seeds as derive_seeds
+    from srgym.policies.registry import available as available
+    from srgym.policies.registry import load as load
+    from srgym.policies.registry import make as make
 
 _EXPORTS = {
     "FlowPolicy": "base",

@@ -7,6 +7,7 @@ between adapters, after which the learner trains nothing.
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,8 +73,12 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
         init_lora_weights="gaussian",
         lora_dropout=0.0,
     )
-    for adapter in ADAPTERS:
-        inject_adapter_in_model(config, model, adapter_name=adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # three adapters are meant
+        for adapter in ADAPTERS:
+            inject_adapter_in_model(config, model, adapter_name=adapter)
+    for layer in layers(model).values():
+        layer._active_adapter = ["default"]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with torch.no_grad():

@@ -15,8 +15,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from . import adapters, solvers
-from .noise import Noise, derive_seeds
+from srgym.policies import adapters, solvers
+from srgym.policies.noise import Noise, derive_seeds
 
 __all__ = ["STOCHASTIC", "FlowPolicy", "Sampling"]
 
@@ -255,7 +255,8 @@ class FlowPolicy(nn.Module, ABC):
         """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each."""
         seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
         obs = {"lr": lr.to(self.device), "prompt": prompt}
-        return self.rollout(obs, Sampling(steps=steps, solver=solver), seeds)["sr"].to(lr.device)
+        sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver), seeds)["sr"]
+        return sr.to(lr.device)
 
     # On disk
 

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import FlowPolicy
+from srgym.policies.base import FlowPolicy
 
 __all__ = ["CompactPolicy", "bicubic"]
 
@@ -47,6 +47,13 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
     return torch.stack([red, green, blue], 1)
 
 
+def _fill(conv: nn.Conv2d, bias: float) -> None:
+    """Start a convolution at a constant: the network then starts from what surrounds it."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)
+
+
 class _Block(nn.Module):
     """Two convolutions around a residual; time enters as a scale and a shift of the channels."""
 
@@ -55,15 +62,15 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.film = nn.Linear(time, 2 * width) if time is not None else None
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _fill(self.second, 0.0)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         hidden = self.first(F.silu(x))
         if self.film is not None and time is not None:
             gain, shift = self.film(time)[:, :, None, None].chunk(2, 1)
             hidden = hidden * (1 + gain) + shift
-        return x + self.second(F.silu(hidden))
+        out: Tensor = x + self.second(F.silu(hidden))
+        return out
 
 
 class _Encoder(nn.Module):
@@ -75,9 +82,8 @@ class _Encoder(nn.Module):
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.mean = nn.Conv2d(width, 3 * FOLD * FOLD, 3, padding=1)
         self.log_spread = nn.Conv2d(width, _LATENT, 3, padding=1)
-        for head, bias in ((self.mean, 0.0), (self.log_spread, -3.0)):
-            nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, bias)
+        _fill(self.mean, 0.0)
+        _fill(self.log_spread, -3.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.enter(x)
@@ -102,11 +108,10 @@ class _FlowNet(nn.Module):
         self.grow = nn.Conv2d(middle, 4 * width, 1)
         self.up = nn.ModuleList(_Block(width, time) for _ in range(2))
         self.leave = nn.Conv2d(width, _LATENT, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        _fill(self.leave, 0.0)
 
     def forward(self, x: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        angle = t[:, None] * self.frequencies
+        angle = t[:, None] * self.get_buffer("frequencies")
         time = self.time(torch.cat([angle.sin(), angle.cos()], 1))
         hidden = self.enter(x) + self.condition(features)
         for block in self.down:
@@ -117,7 +122,8 @@ class _FlowNet(nn.Module):
         hidden = hidden + F.pixel_shuffle(self.grow(low), 2)
         for block in self.up:
             hidden = block(hidden, time)
-        return self.leave(F.silu(hidden))
+        out: Tensor = self.leave(F.silu(hidden))
+        return out
 
 
 class CompactPolicy(FlowPolicy):
@@ -188,10 +194,11 @@ class CompactPolicy(FlowPolicy):
         """
         s = t.to(x.dtype).reshape(-1, 1, 1, 1)
         d = s.square() + (1 - s).square()
-        return (2 * s - 1) / d * x + self.flow(x / d.sqrt(), t.to(x.dtype), cond["features"]).to(x.dtype) / d.sqrt()
+        correction: Tensor = self.flow(x / d.sqrt(), t.to(x.dtype), cond["features"])
+        return (2 * s - 1) / d * x + correction.to(x.dtype) / d.sqrt()
 
     def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
-        latent = x0 * cond["spread"]
+        latent: Tensor = x0 * cond["spread"]
         luma = F.pixel_shuffle(latent[:, : FOLD * FOLD], FOLD)
         chroma = F.interpolate(latent[:, FOLD * FOLD :], scale_factor=FOLD, mode="bilinear", align_corners=False)
         return self._crop(cond["mean"] + _to_rgb(luma, chroma), cond)
@@ -199,7 +206,8 @@ class CompactPolicy(FlowPolicy):
     def to_latent(self, image: Tensor, cond: TensorDict) -> Tensor:
         """What of the image the mean doesn't have. Chroma finer than 4 pixels is left out, so `decode` gives back luma
         exactly and chroma at a quarter of the resolution."""
-        return self._residual(image, cond) / cond["spread"].detach()
+        spread: Tensor = cond["spread"]
+        return self._residual(image, cond) / spread.detach()
 
     def _residual(self, image: Tensor, cond: TensorDict) -> Tensor:
         mean = cond["mean"].detach()

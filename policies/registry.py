@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .base import FlowPolicy
+from srgym.policies.base import FlowPolicy
 
 __all__ = ["POLICIES", "available", "load", "make"]
 
@@ -47,7 +47,7 @@ def load(folder: str | Path) -> FlowPolicy:
     Raises:
         FileNotFoundError: if the folder holds no `policy.json`.
     """
-    from . import adapters
+    from srgym.policies import adapters
 
     folder = Path(folder)
     described_in = folder / "policy.json"
