@@ -1,0 +1,135 @@
+"""Adapters: nothing changes until something is learnt, switching is exact, and nothing is lost on the way to disk."""
+
+import pytest
+import torch
+
+from srgym.policies import Sampling, derive_seeds, load
+from srgym.policies.compact import CompactPolicy
+
+LR = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SEEDS = derive_seeds(0, 0, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
+
+
+def sample(policy):
+    with torch.no_grad():
+        return policy.rollout({"lr": LR}, Sampling(steps=3), SEEDS)["sr"]
+
+
+def shake(policy, adapter):
+    from srgym.policies import adapters
+
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for _, parameter in adapters.parameters(policy.core, adapter):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_fresh_adapters_change_nothing(tiny_policy):
+    before = sample(tiny_policy)
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    for name in ("default", "old", "ema", None):
+        with tiny_policy.adapter(name):
+            assert torch.equal(sample(tiny_policy), before)
+    assert tiny_policy.same_adapters("default", "old")
+
+
+def test_the_learner_is_active_and_the_only_one_that_trains(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    trained = {name for name, p in tiny_policy.named_parameters() if p.requires_grad}
+    assert trained == {f"flow.{name}" for name, _ in tiny_policy.trainable_parameters()}
+    assert trained and all(".default." in name for name in trained)
+    with tiny_policy.adapter("old"), tiny_policy.adapter(None):
+        assert {name for name, p in tiny_policy.named_parameters() if p.requires_grad} == trained
+
+
+def test_every_adapter_tensor_gets_a_gradient(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    shake(tiny_policy, "default")
+    cond = tiny_policy.encode({"lr": LR})
+    x = torch.randn(2, *tiny_policy.latent_shape(cond))
+    tiny_policy.velocity(x, torch.tensor([0.3, 0.8]), cond).square().sum().backward()
+    for name, parameter in tiny_policy.trainable_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_switching_selects_the_adapter_and_comes_back(tiny_policy):
+    base = sample(tiny_policy)
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    shake(tiny_policy, "default")
+    learnt = sample(tiny_policy)
+    assert (learnt - base).abs().max() > 1e-3
+    with tiny_policy.adapter("old"):
+        assert torch.equal(sample(tiny_policy), base)
+        with tiny_policy.adapter("default"):
+            assert torch.equal(sample(tiny_policy), learnt)
+        assert torch.equal(sample(tiny_policy), base)
+    assert torch.equal(sample(tiny_policy), learnt)
+
+
+def test_an_unknown_adapter_is_named(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    with (
+        pytest.raises(ValueError, match="no adapter 'best': the model has default, old, ema"),
+        tiny_policy.adapter("best"),
+    ):
+        pass
+
+
+def test_sync_is_the_weighted_mean(tiny_policy):
+    from srgym.policies import adapters
+
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    old = {n: p.detach().clone() for n, p in adapters.parameters(tiny_policy.core, "old")}
+    shake(tiny_policy, "default")
+    tiny_policy.sync("default", "old", decay=0.75)
+    learner = dict(tiny_policy.trainable_parameters())
+    for name, parameter in adapters.parameters(tiny_policy.core, "old"):
+        expected = 0.75 * old[name] + 0.25 * learner[name.replace(".old.", ".default.")]
+        torch.testing.assert_close(parameter, expected)
+    tiny_policy.sync("default", "old")
+    assert tiny_policy.same_adapters("default", "old")
+
+
+def test_saved_and_loaded_is_the_same_policy_raw_and_average(tmp_path, tiny_policy):
+    """alpha is not the rank here: LoRA files without their scale would load as another model."""
+    tiny_policy.add_adapters(rank=2, alpha=7)
+    shake(tiny_policy, "default")
+    tiny_policy.sync("default", "ema", decay=0.5)
+    tiny_policy.save(tmp_path)
+    loaded = load(tmp_path)
+    for name in ("default", "ema", "old", None):
+        with tiny_policy.adapter(name), loaded.adapter(name):
+            assert torch.equal(sample(loaded), sample(tiny_policy))
+    assert not loaded.same_adapters("default", "ema")
+
+
+def test_merged_equals_unmerged_and_transplants_by_addition(tmp_path, tiny_policy):
+    tiny_policy.save(tmp_path / "base")
+    tiny_policy.add_adapters(rank=2, alpha=7)
+    shake(tiny_policy, "default")
+    merged = load(tmp_path / "base")
+    merged.add_deltas(tiny_policy.adapter_deltas("default"))
+    # float32 rounding of one product against another order of it
+    torch.testing.assert_close(sample(merged), sample(tiny_policy), rtol=0, atol=1e-5)
+
+
+def test_a_transplant_that_does_not_fit_names_the_tensor(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=7)
+    other = CompactPolicy(weights=None, encoder_width=8, encoder_depth=1, width=12, middle=8)
+    with pytest.raises(ValueError, match=r"'enter\.weight': expected a delta of \(12, 18, 3, 3\), got \(8, 18, 3, 3\)"):
+        other.add_deltas(tiny_policy.adapter_deltas())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"rank": 0}, "rank is at least 1"), ({"alpha": 0}, "alpha is above 0"), ({"targets": ("nope",)}, "'nope'")],
+)
+def test_wrong_lora_settings_are_sentences(tiny_policy, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_policy.add_adapters(**{"rank": 2, "alpha": 4, **settings})
+
+
+def test_adapters_are_added_once(tiny_policy):
+    tiny_policy.add_adapters(rank=2)
+    with pytest.raises(ValueError, match="added once"):
+        tiny_policy.add_adapters(rank=2)
