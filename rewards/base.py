@@ -1,0 +1,191 @@
+"""The uniform wrapper that every reward is used through, and what it returns."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
+
+__all__ = ["Incompatible", "Reward", "RewardOutput"]
+
+
+class Incompatible(ValueError):
+    """Two parts that can't work together; the message names both sides and what would work."""
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Scores of a batch of B images.
+
+    Attributes:
+        total: float32 [B], higher is better; NaN where invalid.
+        valid: bool [B]; False where there is no score. A score is never made up.
+        components: float32 [B] each, by name; NaN where a component is absent.
+    """
+
+    total: Tensor
+    valid: Tensor
+    components: dict[str, Tensor]
+
+
+class Reward:
+    """A reward: `reward(sr, lr=..., hr=...) -> RewardOutput`.
+
+    Wraps a callable `(sr, ...)` that returns [B] numbers, a mapping of name to [B] (whose `total` is the score, or
+    whose sum is when it has none; a bool `valid` may be among them), or a `RewardOutput`. It hands the callable what it
+    names and nothing else, in float32 and outside any autocast: bfloat16 scores lose the spread inside a group.
+
+    Args:
+        score: the callable.
+        info: what it declares. An instance may narrow it by attributes of the same names (`needs`, `range`, ...),
+            for a class whose needs depend on its options.
+    """
+
+    def __init__(self, score: Callable[..., Any], info: RewardInfo) -> None:
+        if isinstance(score, nn.Module):
+            score.requires_grad_(False).eval()
+        self.score = score
+        self.info = info
+        forward = score.forward if isinstance(score, nn.Module) else score
+        parameters = inspect.signature(forward).parameters.values()
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._accepts = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"sr"}
+        self._accepts -= set(getattr(score, "keywords", ()))  # options that a partial has bound
+        self.name = info.name
+        self.needs = frozenset(getattr(score, "needs", info.needs))
+        self.wants = frozenset(getattr(score, "wants", info.wants)) - self.needs
+        self.differentiable = bool(getattr(score, "differentiable", info.differentiable))
+        self.group = bool(getattr(score, "group", info.group))
+        self.range: tuple[float, float] = tuple(getattr(score, "range", info.range))
+        self.direction = str(getattr(score, "direction", info.direction))
+        self.doc, self.licence, self.weights = info.doc, info.licence, info.weights
+
+    def __repr__(self) -> str:
+        return f"Reward({self.name!r}, needs={sorted(self.needs)}, range={self.range})"
+
+    def missing(self, available: Collection[str]) -> frozenset[str]:
+        """The needs that `available` context names leave open; `group` and `index` are always at hand."""
+        return self.needs - frozenset(available) - MADE_BY_THE_BANDIT
+
+    def __call__(
+        self, sr: Tensor, *, lr: Tensor | None = None, hr: Tensor | None = None, **context: Any
+    ) -> RewardOutput:
+        """Score SR images.
+
+        Args:
+            sr: float [B, 3, H, W] in [0, 1].
+            lr: float [B, 3, h, w]. hr: float [B, 3, H, W].
+            context: `text` list[str], `degradation` list[dict], `tags` list[list[str]], `group` and `index` int64 [B],
+                `intermediate` list of image batches; None counts as not given.
+
+        Raises:
+            Incompatible: when a need isn't given, naming the reward and the argument.
+            ValueError: for a context or a returned score of the wrong shape, naming the reward.
+        """
+        given = {"lr": lr, "hr": hr, **context}
+        given = {key: value for key, value in given.items() if value is not None}
+        self._check_given(sr, given)
+        sr = sr.float()
+        finite = torch.isfinite(sr).flatten(1).all(1)
+        rows = finite[:, None, None, None]
+        # A broken image must neither crash the reward nor be scored; its row is blanked and marked invalid below.
+        seen = torch.where(rows, sr, torch.zeros_like(sr))
+        wanted = {key: _to_float32(v) for key, v in given.items() if self._takes_all or key in self._accepts}
+        self._follow(sr.device)
+        with torch.autocast(sr.device.type, enabled=False), torch.set_grad_enabled(self._carries_gradient()):
+            output = self._read(self.score(seen, **wanted), sr, finite)
+        if seen.requires_grad:
+            _stop_gradient_of_invalid(seen, output.valid)
+        return output
+
+    def _carries_gradient(self) -> bool:
+        return self.differentiable and torch.is_grad_enabled()
+
+    def _follow(self, device: torch.device) -> None:
+        """Bring a reward with weights to where the images are."""
+        if isinstance(self.score, nn.Module):
+            held = next(self.score.parameters(), next(self.score.buffers(), None))
+            if held is not None and held.device != device:
+                self.score.to(device)
+
+    def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
+        if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
+            raise ValueError(f"{self.name}: expected sr as float [B, 3, H, W], got {sr.dtype} {tuple(sr.shape)}")
+        lacking = [key for key in sorted(self.needs) if key not in given]
+        if self.group and "group" not in given:
+            lacking.append("group")
+        if lacking:
+            raise Incompatible(
+                f"reward '{self.name}' needs {_listed(lacking)}, which this call doesn't give; "
+                f"it was given {_listed(['sr', *given])}"
+            )
+        if "hr" in given and given["hr"].shape != sr.shape:
+            raise ValueError(
+                f"{self.name}: expected hr of the shape of sr, {tuple(sr.shape)}, got {tuple(given['hr'].shape)}"
+            )
+        for key, value in given.items():
+            if key != "intermediate" and hasattr(value, "__len__") and len(value) != len(sr):
+                raise ValueError(f"{self.name}: expected {key} for {len(sr)} images, got {len(value)}")
+
+    def _read(self, returned: Any, sr: Tensor, finite: Tensor) -> RewardOutput:
+        """Whatever the callable returned as a `RewardOutput`, checked."""
+        valid = finite
+        if isinstance(returned, RewardOutput):
+            returned = {**returned.components, "total": returned.total, "valid": returned.valid}
+        if isinstance(returned, Mapping):
+            if "valid" in returned:
+                valid = valid & self._column(returned["valid"], sr, "valid").bool()
+            parts = {key: self._column(v, sr, key) for key, v in returned.items() if key != "valid"}
+            if not parts:
+                raise ValueError(f"{self._function()}: expected at least one score in the returned mapping, got none")
+            total = parts.pop("total") if "total" in parts else torch.stack(list(parts.values())).sum(0)
+        else:
+            parts, total = {}, self._column(returned, sr, "total")
+        valid = valid & torch.isfinite(total)
+        nan = torch.full_like(total, torch.nan)
+        return RewardOutput(
+            total=torch.where(valid, total, nan),
+            valid=valid,
+            components={key: torch.where(torch.isfinite(v) & finite, v, nan) for key, v in parts.items()},
+        )
+
+    def _column(self, value: Any, sr: Tensor, part: str) -> Tensor:
+        """One returned score as float32 [B] on the images' device."""
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{self._function()}: expected '{part}' as numbers [{len(sr)}], got {value!r}"
+                ) from error
+        if value.shape != (len(sr),):
+            raise ValueError(
+                f"{self._function()}: expected '{part}' of shape [{len(sr)}], one an image, got {list(value.shape)}"
+            )
+        return torch.as_tensor(value).to(sr.device, torch.float32)
+
+    def _function(self) -> str:
+        return f"reward '{self.name}' ({self.info.path})"
+
+
+def _stop_gradient_of_invalid(seen: Tensor, valid: Tensor) -> None:
+    """0 * nan is nan: without this an invalid row's backward would poison every weight behind the images."""
+    rows = valid[:, None, None, None]
+    seen.register_hook(lambda grad: torch.where(rows, grad, torch.zeros_like(grad)))  # type: ignore[no-untyped-call]
+
+
+def _to_float32(value: Any) -> Any:
+    """Float tensors, alone or in a list, in float32; all else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.float()
+    if isinstance(value, Sequence) and value and all(isinstance(v, Tensor) for v in value):
+        return [_to_float32(v) for v in value]
+    return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,61 @@
+"""Full-reference fidelity on luma, by the conventions of super-resolution papers: no crop, population statistics."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srgym.rewards.registry import register_reward
+
+__all__ = ["luma", "psnr_y", "ssim_y"]
+
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+# An exact copy has no finite PSNR; 1e-10 is 100 dB, far beyond what 8 bits can tell apart (59 dB).
+_SMALLEST_MSE = 1e-10
+
+
+def luma(image: Tensor) -> Tensor:
+    """ITU-R BT.601 luma in studio swing: RGB [B, 3, H, W] in [0, 1] to Y [B, 1, H, W] in [16/255, 235/255]."""
+    weights = image.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
+    return ((image * weights).sum(1, keepdim=True) + 16.0) / 255.0
+
+
+@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0))
+def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio on luma, in dB.
+
+    Images [B, 3, H, W] to [B]; peak 1, no crop, capped at 100 dB.
+    """
+    mse = (luma(sr) - luma(hr)).square().mean((1, 2, 3))
+    return -10.0 * mse.clamp_min(_SMALLEST_MSE).log10()
+
+
+@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0))
+def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
+    """Structural similarity on luma.
+
+    Images [B, 3, H, W] to [B]. Gaussian window of 11 with sigma 1.5, K = (0.01, 0.03), windows that lie inside the
+    image only (Wang et al. 2004, eq. 13).
+
+    Raises:
+        ValueError: for images smaller than the window.
+    """
+    luminance, contrast = _ssim_terms(luma(sr), luma(hr), "ssim_y")
+    return (luminance * contrast).mean((1, 2, 3))
+
+
+def _ssim_terms(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The luminance and the contrast-structure maps of SSIM, of one-channel images."""
+    if min(x.shape[-2:]) < _WINDOW:
+        raise ValueError(f"{name}: expected images of at least {_WINDOW} pixels a side, got {tuple(x.shape[-2:])}")
+    position = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
+    kernel = torch.exp(-position.square() / (2 * _SIGMA**2))
+    kernel = kernel / kernel.sum()
+    stacked = torch.cat([x, y, x * x, y * y, x * y], 1)
+    stacked = F.conv2d(stacked, kernel.view(1, 1, -1, 1).expand(5, 1, -1, 1), groups=5)
+    stacked = F.conv2d(stacked, kernel.view(1, 1, 1, -1).expand(5, 1, 1, -1), groups=5)
+    mx, my, xx, yy, xy = (stacked[:, i : i + 1] for i in range(5))
+    luminance = (2 * mx * my + _C1) / (mx.square() + my.square() + _C1)
+    contrast = (2 * (xy - mx * my) + _C2) / ((xx - mx.square()) + (yy - my.square()) + _C2)
+    return luminance, contrast
