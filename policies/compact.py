@@ -2,9 +2,9 @@
 
 The low-resolution image is upsampled bicubically to the target size and folded 4 x 4 into channels; an encoder on that
 grid runs once a context and predicts the mean of the image, the spread around it, and features. The flow lives on what
-is left, normalised by that spread: luma folded 4 x 4 (16 channels) and chroma at a quarter of the resolution
-(2 channels). Chroma finer than that is the mean's, as in 4:2:0 video: an eye doesn't see it, and a sample can't speckle
-in it.
+is left, normalised by that spread: luma folded 4 x 4 (16 channels) and chroma at an eighth of the resolution (2 channels).
+Chroma finer than that is the mean's, in the spirit of 4:2:0 video: an eye hardly sees it, and a sample can't speckle in
+it.
 """
 
 import json
@@ -200,12 +200,13 @@ class CompactPolicy(FlowPolicy):
     def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
         latent: Tensor = x0 * cond["spread"]
         luma = F.pixel_shuffle(latent[:, : FOLD * FOLD], FOLD)
-        chroma = F.interpolate(latent[:, FOLD * FOLD :], scale_factor=FOLD, mode="bilinear", align_corners=False)
+        coarse = F.avg_pool2d(latent[:, FOLD * FOLD :], 2)
+        chroma = F.interpolate(coarse, scale_factor=2 * FOLD, mode="bilinear", align_corners=False)
         return self._crop(cond["mean"] + _to_rgb(luma, chroma), cond)
 
     def to_latent(self, image: Tensor, cond: TensorDict) -> Tensor:
-        """What of the image the mean doesn't have. Chroma finer than 4 pixels is left out, so `decode` gives back luma
-        exactly and chroma at a quarter of the resolution."""
+        """What of the image the mean doesn't have. Chroma finer than 8 pixels is left out, so `decode` gives back luma
+        exactly and chroma at an eighth of the resolution."""
         spread: Tensor = cond["spread"]
         return self._residual(image, cond) / spread.detach()
 
@@ -213,7 +214,8 @@ class CompactPolicy(FlowPolicy):
         mean = cond["mean"].detach()
         pad = (0, mean.shape[-1] - image.shape[-1], 0, mean.shape[-2] - image.shape[-2])
         luma, chroma = _to_luma_chroma(F.pad(image, pad, mode="replicate") - mean)
-        return torch.cat([F.pixel_unshuffle(luma, FOLD), F.avg_pool2d(chroma, FOLD)], 1)
+        coarse = F.interpolate(F.avg_pool2d(chroma, 2 * FOLD), scale_factor=2.0)
+        return torch.cat([F.pixel_unshuffle(luma, FOLD), coarse], 1)
 
     def _crop(self, image: Tensor, cond: TensorDict) -> Tensor:
         height, width = cond["size"][0].tolist()

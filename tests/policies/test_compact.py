@@ -29,7 +29,7 @@ def test_a_new_policy_predicts_the_bicubic_mean():
 
 
 def test_the_latent_keeps_luma_exactly(tiny_policy):
-    """decode(to_latent(image)) has the image's luma; only chroma finer than four pixels is left to the mean."""
+    """decode(to_latent(image)) has the image's luma; only chroma finer than eight pixels is left to the mean."""
     image = 0.3 + 0.4 * images(2, 32, 32)
     with torch.no_grad():
         cond = tiny_policy.encode({"lr": images(2, 8, 8, seed=3)})
