@@ -2,9 +2,9 @@
 
 The low-resolution image is upsampled bicubically to the target size and folded 4 x 4 into channels; an encoder on that
 grid runs once a context and predicts the mean of the image, the spread around it, and features. The flow lives on what
-is left, normalised by that spread: luma folded 4 x 4 (16 channels) and chroma at an eighth of the resolution (2 channels).
-Chroma finer than that is the mean's, in the spirit of 4:2:0 video: an eye hardly sees it, and a sample can't speckle in
-it.
+is left, normalised by that spread: luma folded 4 x 4 (16 channels) and chroma at an eighth of the resolution
+(2 channels). Chroma finer than that is the mean's, in the spirit of 4:2:0 video: an eye hardly sees it, and a sample
+can't speckle in it.
 """
 
 import json
