@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ADAPTERS", "LoraSettings", "add", "copy", "deltas", "layers", "names", "parameters", "read", "use", "write"]
+__all__ = [
+    "ADAPTERS", "LoraSettings", "add", "copy", "deltas", "equal", "layers", "names", "parameters", "peft_config",
+    "read", "use", "write",
+]  # fmt: skip
 
 ADAPTERS = ("default", "old", "ema")
 
@@ -25,12 +28,13 @@ ADAPTERS = ("default", "old", "ema")
 class LoraSettings:
     """What a policy's adapters are: `rank`, `alpha` (the update is scaled by alpha / rank) and the modules they sit on.
 
-    `targets` are names or endings of modules, as in PEFT's `target_modules`.
+    `targets` are names or endings of modules, as in PEFT's `target_modules`; `exclude` those left out of them.
     """
 
     rank: int = 32
     alpha: float = 64.0
     targets: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -58,7 +62,7 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
     Raises:
         ValueError: if the model carries adapters already, or a target matches no module.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     if layers(model):
         raise ValueError("adapters can be added once: expected a model without LoRA layers, got one that has them")
@@ -66,13 +70,7 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
     for target in settings.targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise ValueError(f"LoRA target '{target}' matches no module of {type(model).__name__}")
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
-        init_lora_weights="gaussian",
-        lora_dropout=0.0,
-    )
+    config = peft_config(settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # three adapters are meant
         for adapter in ADAPTERS:
@@ -81,6 +79,9 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
         layer._active_adapter = ["default"]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    for adapter in ADAPTERS:  # PEFT gives them the base's type: a bf16 LoRA would lose updates below 2^-8 of a weight
+        for _, parameter in parameters(model, adapter):
+            parameter.data = parameter.data.float()
     with torch.no_grad():
         for name, parameter in parameters(model, "default"):
             parameter.requires_grad_(True)
@@ -89,6 +90,20 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
                 parameter.copy_(drawn.to(parameter))
     for adapter in ("old", "ema"):
         copy(model, "default", adapter)
+
+
+def peft_config(settings: LoraSettings) -> Any:
+    """PEFT's description of the adapters (a `LoraConfig`)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        exclude_modules=list(settings.exclude) or None,
+        init_lora_weights="gaussian",
+        lora_dropout=0.0,
+    )
 
 
 def parameters(model: nn.Module, adapter: str) -> list[tuple[str, nn.Parameter]]:
@@ -183,7 +198,8 @@ def read(model: nn.Module, folder: Path, add_with: Any) -> None:
 
     described = json.loads((folder / "adapters.json").read_text())
     kept = described.pop("adapters")
-    add_with(LoraSettings(**{**described, "targets": tuple(described["targets"])}))
+    names = {name: tuple(described.pop(name, ())) for name in ("targets", "exclude")}
+    add_with(LoraSettings(**described, **names))
     for adapter in kept:
         stored = load_file(folder / f"adapter_{adapter}.safetensors")
         for name, parameter in parameters(model, adapter):

@@ -80,6 +80,7 @@ class FlowPolicy(nn.Module, ABC):
     name: str
     scale: int
     lora_targets: tuple[str, ...]
+    lora_exclude: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class FlowPolicy(nn.Module, ABC):
             targets: names or endings of modules; the policy's own choice when None.
             seed: of the Gaussian initialisation.
         """
-        settings = adapters.LoraSettings(rank, alpha, tuple(targets or self.lora_targets))
+        settings = adapters.LoraSettings(rank, alpha, tuple(targets or self.lora_targets), self.lora_exclude)
         self._add_adapters(settings, seed)
 
     def _add_adapters(self, settings: adapters.LoraSettings, seed: int = 0) -> None:
@@ -182,7 +183,7 @@ class FlowPolicy(nn.Module, ABC):
         Raises:
             ValueError: naming the first tensor that differs in name or shape.
         """
-        own = dict(self.core.named_parameters())
+        own = {name.replace(".base_layer.", "."): p for name, p in self.core.named_parameters()}
         for name, delta in deltas.items():
             if name not in own:
                 raise ValueError(f"the LoRA changes '{name}', which {type(self).__name__} hasn't got")
@@ -226,7 +227,7 @@ class FlowPolicy(nn.Module, ABC):
         for i in range(sampling.steps):
             t, t_next = (u.expand(len(seeds)) for u in (times[i], times[i + 1]))
             with torch.set_grad_enabled(grad and i >= sampling.steps - sampling.grad_last):
-                v = self.velocity(x, t, cond).float()
+                v = self._guided(x, t, cond, sampling.guidance).float()
                 if sampling.stochastic(i):
                     drawn = noise.normal(x.shape[1:])
                     x, score = stochastic_step(sampling, v, x, t, t_next, t_cap=times[1], noise=drawn)
@@ -248,14 +249,31 @@ class FlowPolicy(nn.Module, ABC):
                 rolled["log_prob"] = torch.stack(log_prob, 1)
         return rolled
 
+    def _guided(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
+        return self.velocity(x, t, cond) if guidance == 1.0 else self.guided_velocity(x, t, cond, guidance)
+
+    def guided_velocity(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
+        """`velocity` under classifier-free guidance, for the policies that have one: two forwards.
+
+        Raises:
+            ValueError: for a policy that has none.
+        """
+        raise ValueError(f"policy '{self.name}' has no classifier-free guidance: expected guidance 1, got {guidance}")
+
     @torch.no_grad()
     def predict(
-        self, lr: Tensor, steps: int = 6, seed: int = 0, solver: str = "euler", prompt: list[str] | None = None
+        self,
+        lr: Tensor,
+        steps: int = 6,
+        seed: int = 0,
+        solver: str = "euler",
+        prompt: list[str] | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each."""
         seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
         obs = {"lr": lr.to(self.device), "prompt": prompt}
-        sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver), seeds)["sr"]
+        sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver, guidance=guidance), seeds)["sr"]
         return sr.to(lr.device)
 
     # On disk
