@@ -1,0 +1,354 @@
+"""An asynchronous client of OpenAI-compatible servers: everything in flight at once, nothing waited for in vain."""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import os
+import queue
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from srgym.rewards.serving.breaker import Breaker
+from srgym.rewards.serving.question import BadAnswer, Question, Reply
+from srgym.rewards.serving.server import TOKEN_VARIABLE
+
+__all__ = ["Client", "ServerRefused"]
+
+T = TypeVar("T")
+
+_LARGEST_BODY = 4 << 20
+_log = logging.getLogger(__name__)
+
+
+class ServerRefused(ValueError):
+    """A server won't answer such a request however often it's asked: a wrong address, token, model or option."""
+
+
+class _Fault(Exception):
+    """A server failed at one request; another try may go well."""
+
+
+class _Replica:
+    def __init__(self, url: str, breaker: Breaker) -> None:
+        self.url, self.breaker = url, breaker
+        self.busy = self.asked = 0
+
+
+class _Batch:
+    """The questions of one call, and what has become of them."""
+
+    def __init__(self, questions: list[Question], labels: list[int]) -> None:
+        self.questions, self._labels = questions, labels
+        self.answers: list[Any] = [None] * len(questions)
+        self._rows: dict[int, list[int]] = {}
+        for i, label in enumerate(labels):
+            self._rows.setdefault(label, []).append(i)
+        self._unsettled = Counter(labels)
+        self.open = len(questions)
+        self.faults: Counter[str] = Counter()
+        self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.left = threading.Event()
+
+    def settle(self, i: int, answer: Any) -> None:
+        """Question i is done; hands its group over with the last of it."""
+        label = self._labels[i]
+        self.answers[i] = answer
+        self.open -= 1
+        self._unsettled[label] -= 1
+        if not self._unsettled[label]:
+            self._hand_over(label)
+
+    def close(self) -> None:
+        """The time is up: hands over what's there of the groups that aren't complete."""
+        if self.open:
+            self.faults["deadline"] += self.open
+        for label, count in self._unsettled.items():
+            if count:
+                self._hand_over(label)
+
+    def _hand_over(self, label: int) -> None:
+        self.out.put((label, [self.answers[i] for i in self._rows[label]]))
+
+
+class Client:
+    """Asks a model behind one or several OpenAI-compatible servers (vLLM), balanced over them.
+
+    A question that fails is asked again after a pause, with a new seed, on another replica where there's one. A
+    question without a good answer by the deadline has none: its result is None, never a made-up score.
+
+    Args:
+        urls: base addresses, such as "http://127.0.0.1:8000"; one or several replicas of the same model.
+        model: the name that the servers know the model by.
+        token: sent as a bearer token; the environment variable SRGYM_SERVE_TOKEN when None.
+        limit: how many requests are in flight at once.
+        timeout: seconds for one request.
+        deadline: seconds for one batch, retries and pauses included.
+        retries: how often a failed question is asked again.
+        backoff: seconds before the first retry; doubled for each further one, and spread by half.
+        failures, cooldown: when a replica is left alone, and for how many seconds at first (see `Breaker`).
+        structured: send vLLM's `structured_outputs` for questions with a pattern or choices.
+
+    Attributes:
+        stats: how many questions were `asked` and `lost`, and how often each fault was met.
+
+    Raises:
+        ValueError: for settings that can't work.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        model: str = "srgym",
+        token: str | None = None,
+        limit: int = 64,
+        timeout: float = 60.0,
+        deadline: float = 300.0,
+        retries: int = 3,
+        backoff: float = 0.25,
+        failures: int = 5,
+        cooldown: float = 1.0,
+        structured: bool = True,
+    ) -> None:
+        addresses = [urls] if isinstance(urls, str) else list(urls)
+        if not addresses:
+            raise ValueError("a client needs the base address of at least one server, got none")
+        if limit < 1 or retries < 0 or timeout <= 0 or deadline <= 0 or backoff < 0:
+            raise ValueError(
+                "a client needs limit >= 1, retries >= 0, timeout > 0, deadline > 0 and backoff >= 0, got "
+                f"{limit}, {retries}, {timeout}, {deadline}, {backoff}"
+            )
+        self._replicas = [_Replica(_address(url), Breaker(failures, cooldown)) for url in addresses]
+        self.model, self._token = model, token or os.environ.get(TOKEN_VARIABLE)
+        self.limit, self.timeout, self.deadline = limit, timeout, deadline
+        self.retries, self.backoff, self.structured = retries, backoff, structured
+        self._http = _http_library()
+        self._tls = ssl.create_default_context() if any(r.url.startswith("https") for r in self._replicas) else False
+        self._lock = threading.Lock()
+        self.stats: Counter[str] = Counter()
+
+    def ask(self, questions: Sequence[Question], read: Callable[[Reply], T]) -> list[T | None]:
+        """Every question's answer as `read` makes it of a reply (raising BadAnswer), None where there's none.
+
+        Takes no longer than `deadline`.
+        """
+        batches = list(self.stream(questions, read))
+        return batches[0][1] if batches else []
+
+    def stream(
+        self, questions: Sequence[Question], read: Callable[[Reply], T], groups: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[T | None]]]:
+        """Like `ask`, but yields (group, its answers in order) as soon as a group is complete, in that order of time.
+
+        Args:
+            questions: asked all at once, under `limit`.
+            read: from a reply to a value; raises BadAnswer for a reply to be asked for again.
+            groups: the group of each question; all in group 0 when None.
+
+        Raises:
+            ServerRefused: when a server turns a request down for good.
+        """
+        labels = list(groups) if groups is not None else [0] * len(questions)
+        if len(labels) != len(questions):
+            raise ValueError(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
+        if not questions:
+            return
+        # A thread of its own, because the caller may already be inside an event loop (a notebook is). It isn't joined:
+        # what it may still be doing after the last group (closing sockets) concerns nobody.
+        batch = _Batch(list(questions), labels)
+        run = self._run(batch, read)
+        threading.Thread(target=asyncio.run, args=(run,), name="srgym-client", daemon=True).start()
+        try:
+            while (item := batch.out.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            batch.left.set()
+
+    async def _run(self, batch: "_Batch", read: Callable[[Reply], T]) -> None:
+        try:
+            async with self._session() as http:
+                try:
+                    await self._collect(http, batch, read)
+                finally:
+                    batch.out.put(None)
+        except Exception as error:  # raised in the thread that waits for the batch
+            batch.out.put(error)
+            batch.out.put(None)
+
+    async def _collect(self, http: Any, batch: "_Batch", read: Callable[[Reply], T]) -> None:
+        gate = asyncio.Semaphore(self.limit)
+        done: asyncio.Queue[asyncio.Task[T | None]] = asyncio.Queue()
+        number: dict[asyncio.Task[T | None], int] = {}
+        for i, question in enumerate(batch.questions):
+            task = asyncio.create_task(self._answer(http, gate, question, read, batch.faults))
+            task.add_done_callback(done.put_nowait)
+            number[task] = i
+        end = asyncio.get_running_loop().time() + self.deadline
+        try:
+            while batch.open and not batch.left.is_set():
+                rest = end - asyncio.get_running_loop().time()
+                if rest <= 0:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    # Woken now and then to notice a caller who has gone away.
+                    task = await asyncio.wait_for(done.get(), min(rest, 0.5))
+                    batch.settle(number[task], task.result())
+        except Exception as error:
+            batch.out.put(error)
+        finally:
+            for task in number:
+                task.cancel()
+            batch.close()
+            self._account(batch)
+
+    def _account(self, batch: "_Batch") -> None:
+        lost = sum(answer is None for answer in batch.answers)
+        with self._lock:
+            self.stats.update(batch.faults, asked=len(batch.questions), lost=lost)
+        if lost:
+            causes = ", ".join(f"{count} x {cause}" for cause, count in batch.faults.most_common())
+            _log.warning("%d of %d questions have no answer (%s)", lost, len(batch.questions), causes)
+
+    def _session(self) -> Any:
+        limits = self._http.Limits(max_connections=self.limit, max_keepalive_connections=self.limit)
+        # Time is kept by this client; proxies of the environment would carry images to hosts that nobody named.
+        return self._http.AsyncClient(timeout=None, limits=limits, verify=self._tls, trust_env=False)
+
+    async def _answer(
+        self, http: Any, gate: asyncio.Semaphore, question: Question, read: Callable[[Reply], T], faults: Counter[str]
+    ) -> T | None:
+        last: _Replica | None = None
+        bad = False
+        for attempt in range(self.retries + 1):
+            asked = question
+            if attempt:
+                asked = question.again(attempt, hotter=bad)
+                await asyncio.sleep(self.backoff * 2 ** (attempt - 1) * _spread(asked.seed))
+            async with gate:
+                last = await self._replica(avoid=last)
+                try:
+                    reply = await self._attempt(http, last, asked)
+                except _Fault as fault:
+                    faults[str(fault)] += 1
+                    continue
+            try:
+                return read(reply)
+            except BadAnswer:
+                bad = True
+                faults["bad answer"] += 1
+        return None
+
+    async def _replica(self, avoid: _Replica | None) -> _Replica:
+        """The least busy replica that takes calls, rather another than `avoid`; waits until there's one."""
+        while True:
+            for replica in sorted(self._replicas, key=lambda r: (r is avoid, r.busy, r.asked)):
+                if replica.breaker.acquire():
+                    return replica
+            await asyncio.sleep(max(0.01, min(replica.breaker.wait() for replica in self._replicas)))
+
+    async def _attempt(self, http: Any, replica: _Replica, question: Question) -> Reply:
+        replica.busy += 1
+        replica.asked += 1
+        reported = False
+        try:
+            async with asyncio.timeout(self.timeout):
+                reply = await self._post(http, replica.url, question)
+            replica.breaker.succeeded()
+            reported = True
+            return reply
+        except (TimeoutError, self._http.HTTPError, _Fault) as error:
+            replica.breaker.failed()
+            reported = True
+            if isinstance(error, _Fault):
+                raise
+            raise _Fault("timeout" if isinstance(error, TimeoutError) else type(error).__name__) from error
+        finally:
+            replica.busy -= 1
+            if not reported:
+                replica.breaker.abandoned()
+
+    async def _post(self, http: Any, url: str, question: Question) -> Reply:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        body = json.dumps(self._payload(question)).encode()
+        async with http.stream("POST", url + "/v1/chat/completions", content=body, headers=headers) as response:
+            content = b""
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > _LARGEST_BODY:
+                    raise _Fault(f"a body of more than {_LARGEST_BODY} bytes")
+        status = int(response.status_code)
+        if status in (408, 425, 429) or status >= 500:
+            raise _Fault(f"status {status}")
+        if status != 200:
+            said = content[:300].decode("utf-8", "replace")
+            raise ServerRefused(f"{url} answered {status} to a question for the model '{self.model}': {said}")
+        return _read_body(content, question)
+
+    def _payload(self, question: Question) -> dict[str, Any]:
+        payload: dict[str, Any] = {
+            "model": self.model,
+            "messages": question.messages(),
+            "max_tokens": 1 if question.choices else question.max_tokens,
+            "temperature": question.temperature,
+            "seed": question.seed,
+        }
+        if question.stop:
+            payload["stop"] = list(question.stop)
+        if question.choices:
+            payload |= {"logprobs": True, "top_logprobs": 20}
+        if self.structured and question.choices:
+            payload["structured_outputs"] = {"choice": list(question.choices)}
+        elif self.structured and question.pattern:
+            payload["structured_outputs"] = {"regex": question.pattern}
+        return payload
+
+
+def _read_body(content: bytes, question: Question) -> Reply:
+    try:
+        choice = json.loads(content)["choices"][0]
+        text = choice["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError(f"expected a text, got {type(text).__name__}")
+        logprobs = _first_logprobs(choice) if question.choices else {}
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise _Fault("a malformed body") from error
+    stopped = choice.get("finish_reason") == "stop" and choice.get("stop_reason") in question.stop
+    return Reply(text, stopped=stopped, logprobs=logprobs)
+
+
+def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float]:
+    top = choice["logprobs"]["content"][0]["top_logprobs"]
+    return {str(entry["token"]): float(entry["logprob"]) for entry in top}
+
+
+def _spread(seed: int) -> float:
+    """A factor from 0.5 to 1.5, drawn from the seed, so that retries don't come all at once."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "big", signed=True), digest_size=4).digest()
+    return 0.5 + int.from_bytes(digest, "big") / 2**32
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    with contextlib.suppress(ValueError):
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0):
+            return url.rstrip("/").removesuffix("/v1")
+    raise ValueError(f"expected the base address of a server, such as 'http://127.0.0.1:8000', got '{url}'")
+
+
+def _http_library() -> Any:
+    """httpx, under either of the two names that huggingface_hub (which brings it) has used."""
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    raise ValueError("asking a served model needs httpx: pip install httpx")
