@@ -1,0 +1,65 @@
+"""The rules of the house that a machine can check: floors of imports, light packages, nothing unsafe on disk."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "rewards": set(),
+    "policies": set(),
+    "envs": {"rewards"},
+    "agents": {"policies", "rewards"},
+    "runners": {"rewards", "policies", "envs", "agents", "configs"},
+}
+FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; say srgym.x"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_down_only(path):
+    package = path.relative_to(ROOT).parts[0]
+    for name in imported(path):
+        parts = name.split(".")
+        assert parts[0] not in FLOORS, f"{path} imports '{name}': say 'srgym.{name}'"
+        if parts[0] == "srgym" and len(parts) > 1 and parts[1] in FLOORS:
+            assert parts[1] == package or parts[1] in FLOORS[package], f"{package}/ may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_pickled_and_no_remote_code_is_trusted(path):
+    text = path.read_text()
+    assert not re.search(
+        r"^\s*(import|from) pickle|torch\.(save|load)\(|trust_remote_code\s*=\s*True", text, re.MULTILINE
+    )
+
+
+def test_importing_srgym_is_light():
+    """`srgym --help` and a misspelt key must answer at once: no torch, no diffusers, until something needs them."""
+    code = "import sys, srgym, srgym.runners, srgym.rewards, srgym.policies, srgym.agents, srgym.envs;" \
+        "print([m for m in ('torch', 'diffusers', 'peft', 'transformers', 'torchrl') if m in sys.modules])"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_weight_file_has_its_provenance():
+    for weights in ROOT.glob("*/weights/*/*.safetensors"):
+        provenance = weights.parent / "provenance.json"
+        assert provenance.is_file(), f"{weights} has no provenance.json beside it"
+        for key in ("data", "command", "seed", "date", "commit", "held_out"):
+            assert f'"{key}"' in provenance.read_text(), f"{provenance} doesn't say '{key}'"
