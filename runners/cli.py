@@ -1,0 +1,80 @@
+"""The command `srgym`: finds the command, and turns what a user can mend into one sentence and exit code 2.
+
+Nothing heavy is imported before the settings are checked.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "train": "train a policy: srgym train experiment=oars",
+    "evaluate": "score a policy, or a folder of images",
+    "compare": "compare runs with intervals",
+    "upscale": "super-resolve photographs: srgym upscale photo.jpg",
+    "rewards": "list the rewards, or check one: srgym rewards check NAME",
+    "envs": "list the sources of contexts and the environments",
+    "doctor": "check this machine and say what to do",
+    "merge": "add a LoRA to the weights of a policy",
+    "serve": "serve a reward over HTTP",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "Reinforcement-learning post-training of image super-resolution.\n\n"
+        f"usage: srgym COMMAND [key=value ...]\n\n{listed}\n\n"
+        "srgym COMMAND --help tells what a command takes; srgym --version tells the version.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns its exit code: 0; 2 for what the user can mend; 128 + n if signal n stopped it."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if given else 2
+    if given[0] in ("-V", "--version"):
+        from srgym import __version__
+
+        print(__version__)
+        return 0
+    name, rest = given[0], given[1:]
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return _refuse(f"unknown command '{name}': expected one of {', '.join(COMMANDS)}{hint}")
+    command = import_module(f"srgym.runners.commands.{name}")
+    if any(flag in rest for flag in ("-h", "--help")):
+        print(command.__doc__)
+        return 0
+    return _run(command.run, rest)
+
+
+def _run(command: "object", rest: list[str]) -> int:
+    assert callable(command)
+    try:
+        return int(command(rest) or 0)
+    except (ValueError, FileNotFoundError) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return _refuse("stopped", 130)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # a run that saved before it stopped
+        if code is None:
+            raise
+        return _refuse(str(error), int(code))
+
+
+def _refuse(message: str, code: int = 2) -> int:
+    print(f"srgym: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

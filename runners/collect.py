@@ -1,0 +1,111 @@
+"""Collecting: contexts in, the rollout TensorDict out, scored."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDict
+
+from srgym.policies.base import FlowPolicy, Sampling, repeat
+from srgym.policies.noise import derive_seeds
+
+if TYPE_CHECKING:
+    from srgym.agents.base import Agent
+    from srgym.envs.task import SRTask
+
+__all__ = ["collect", "statistics"]
+
+
+def collect(
+    task: "SRTask",
+    policy: FlowPolicy,
+    agent: "Agent",
+    context: Any,
+    *,
+    seed: int,
+    iteration: int,
+    rollout_batch: int | None = None,
+) -> TensorDict:
+    """What an agent learns from: K samples of each of G contexts with their rewards, or the contexts alone.
+
+    Args:
+        context: of G contexts, on any device.
+        seed, iteration: with the contexts' indices they give every sample's seed.
+        rollout_batch: samples drawn at once.
+
+    Returns:
+        TensorDict [N], N = G K, groups contiguous: `index`, `group`, `seed` int64, `lr`, `hr` where there is one,
+        `cond`; and, unless the agent samples for itself, what `rollout` gives, `reward` [N] (0 where invalid),
+        `valid` [N] and `components`.
+    """
+    size = agent.group_size
+    index = context.index.repeat_interleave(size)
+    place = torch.arange(size).repeat(len(context.index))
+    seeds = derive_seeds(seed, iteration, index, place)
+    device = policy.device
+    batch = TensorDict(
+        {"index": index, "group": torch.arange(len(context.index)).repeat_interleave(size), "seed": seeds},
+        batch_size=[len(seeds)],
+    )
+    for name in ("lr", "hr"):
+        images = getattr(context, name)
+        if images is not None:
+            batch[name] = images.repeat_interleave(size, 0)
+    batch = batch.to(device)
+    obs = {"lr": context.lr.to(device), "prompt": context.prompt}
+    with torch.no_grad():
+        if agent.sampling is None:
+            if not getattr(agent, "encodes", False):
+                batch["cond"] = repeat(policy.encode(obs), size)
+            return batch
+        with policy.adapter(agent.sampler):
+            rolled = _roll(policy, agent.sampling, obs, seeds, rollout_batch)
+    batch.update(rolled)
+    return _score(task, context, batch)
+
+
+def _roll(
+    policy: FlowPolicy, sampling: Sampling, obs: dict[str, Any], seeds: torch.Tensor, rollout_batch: int | None
+) -> TensorDict:
+    """A rollout in parts of at most `rollout_batch` samples; each context is still encoded once."""
+    if rollout_batch is None or rollout_batch >= len(seeds):
+        return policy.rollout(obs, sampling, seeds)
+    cond = repeat(policy.encode(obs), len(seeds) // len(obs["lr"]))
+    cuts = range(0, len(seeds), rollout_batch)
+    parts = [policy.sample(cond[c : c + rollout_batch], sampling, seeds[c : c + rollout_batch]) for c in cuts]
+    whole: TensorDict = torch.cat(parts)
+    return whole
+
+
+def _score(task: "SRTask", context: Any, batch: TensorDict) -> TensorDict:
+    scored = task.score(context, batch["sr"], batch["group"])
+    device = batch["sr"].device
+    batch["reward"] = torch.nan_to_num(scored.total).float().to(device)
+    batch["valid"] = scored.valid.to(device)
+    components = {name: value.to(device) for name, value in scored.components.items()}
+    batch["components"] = TensorDict(components, batch_size=batch.batch_size)
+    return batch
+
+
+def statistics(rollout: TensorDict) -> dict[str, float]:
+    """What is logged of a rollout: the reward, its spread inside groups, every component, how many were invalid."""
+    if "reward" not in rollout:
+        return {}
+    reward, valid, group = rollout["reward"], rollout["valid"], rollout["group"]
+    spreads = [
+        float(members.std(correction=0))
+        for members in (reward[(group == g) & valid] for g in group.unique())
+        if len(members) > 1
+    ]
+    logged = {
+        "reward/mean": _mean(reward[valid]),
+        "reward/std": float(reward[valid].std(correction=0)) if valid.any() else float("nan"),
+        "reward/spread_in_groups": sum(spreads) / len(spreads) if spreads else float("nan"),
+        "reward/invalid": float((~valid).sum()),
+    }
+    for name, value in rollout["components"].items():
+        logged[f"reward/{name}"] = _mean(value[torch.isfinite(value)])
+    return logged
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.mean()) if len(values) else float("nan")

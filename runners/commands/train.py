@@ -1,0 +1,59 @@
+"""srgym train [experiment=NAME] [key=value ...]: train a policy, stage by stage.
+
+  srgym train experiment=oars                        the main job
+  srgym train experiment=oars agent=flow_grpo seed=3
+  srgym train agent=diffusion_nft reward=psnr_y runner.iterations=20 out=runs/mine
+  srgym train resume=runs/mine                       go on with a run that was stopped
+  srgym train experiment=oars --print                show the complete settings and stop
+
+  --config-dir DIR   a folder of your own configs, laid out as the package's configs/
+
+A run whose folder (out=) holds one of the same settings goes on where it stopped; overwrite=true starts it afresh.
+"""
+
+import json
+from pathlib import Path
+
+from srgym.runners.commands.arguments import take_flag, take_option, take_setting
+from srgym.runners.config import RunConfig, compose, resolve
+
+__all__ = ["run"]
+
+
+def run(arguments: list[str]) -> int:
+    folders = [Path(folder) for folder in take_option(arguments, "--config-dir")]
+    show = take_flag(arguments, "--print")
+    overwrite = take_setting(arguments, "overwrite", "false") == "true"
+    resume = take_setting(arguments, "resume")
+    config = _resumed(Path(resume), arguments, folders) if resume else _resolve(arguments, folders)
+    if show:
+        import yaml
+
+        stages = {stage.name: stage.as_json() for stage in config.stages}
+        print(yaml.safe_dump({**config.tree, "stages": stages}, sort_keys=False))
+        return 0
+    return _train(config, overwrite)
+
+
+def _resolve(arguments: list[str], folders: list[Path]) -> RunConfig:
+    return resolve(*compose(arguments, folders))
+
+
+def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConfig:
+    """The settings that a run was started with, and what is given besides."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume={folder}: expected the folder of a run, with config.json, found none")
+    before = json.loads(path.read_text())["overrides"]
+    return resolve(*compose([*before, f"out={folder}", *arguments], folders))
+
+
+def _train(config: RunConfig, overwrite: bool) -> int:
+    from srgym.runners.stages import Run, remove_run
+
+    if overwrite:
+        remove_run(config.out)
+    run = Run(config)
+    run.learn()
+    print(f"done: the policy is in {run.policy_folder}")
+    return 0

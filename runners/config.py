@@ -1,0 +1,319 @@
+"""Settings: composed by Hydra, checked against what exists, and resolved into stages. Imports no heavy library.
+
+From weakest to strongest: a group's file (`configs/agent/diffusion_nft.yaml`), the experiment's `when` blocks, the
+stage's `when` blocks, the command line, the stage's own sections, the command line's `stages.NAME...`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from srgym.rewards.registry import available
+
+__all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "compose", "flatten", "options", "resolve"]
+
+SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
+GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
+_STAGE_KEYS = ("kind", "start_from", "when", "lora_from", "adapter", "weight")
+_KINDS = ("train", "merge")
+
+
+class ConfigError(ValueError):
+    """A setting that doesn't exist or can't be; the message names it, and the nearest that exists."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage, every section complete.
+
+    Attributes:
+        name: the stage's.
+        kind: "train", or "merge" (add the LoRA of stage `lora_from` to the weights of stage `start_from`).
+        start_from: "base" (the run's policy), "previous", or a stage's name.
+        sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained).
+        options: `lora_from`, `adapter` and `weight` of a merge.
+    """
+
+    name: str
+    kind: str
+    start_from: str
+    sections: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"kind": self.kind, "start_from": self.start_from, **self.options, **self.sections}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: its name, seed, folder, loggers and stages; the settings they came from, and the command line's share."""
+
+    name: str
+    seed: int
+    out: Path
+    logger: list[str]
+    stages: list[StageConfig]
+    tree: dict[str, Any]
+    overrides: list[str]
+
+
+def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The files of a config group: the package's and those in the user's folders."""
+    places = [resources.files("srgym.configs"), *folders]
+    names = set()
+    for place in places:
+        here = place.joinpath(group)
+        if here.is_dir():
+            names |= {item.name.removesuffix(".yaml") for item in here.iterdir() if item.name.endswith(".yaml")}
+    return sorted(names)
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[str]:
+    """Every key of a nested mapping, dotted, inner ones too."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            here = f"{path}.{key}" if path else str(key)
+            yield here
+            yield from flatten(value, here)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """Ends an error message with the nearest name there is."""
+    by_leaf = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
+    match = get_close_matches(name, known, 1, 0.6)
+    if not match:
+        match = [by_leaf[leaf] for leaf in get_close_matches(name.rpartition(".")[2], list(by_leaf), 1, 0.6)]
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line, sorted: choices of groups for Hydra, choices without a file, and values."""
+
+    given: list[str]
+    groups: list[str]
+    unfiled: dict[str, str]
+    values: list[tuple[str, Any, str]]  # key, value, "set" | "add" | "delete"
+
+
+def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> CommandLine:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import OverrideParseException
+
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError(f"expected key=value, got '{text}'{_near(text, [f'{group}=...' for group in GROUPS])}")
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise ConfigError(f"can't read '{error.override}': {str(error).splitlines()[0]}") from error
+    groups, unfiled, values = [], {}, []
+    kinds = {OverrideType.CHANGE: "set", OverrideType.DEL: "delete"}
+    for one in parsed:
+        if one.is_sweep_override():
+            raise ConfigError(f"'{one.input_line}' asks for several runs; a command runs one: quote a list as [a,b]")
+        value = one.value() if one.type is not OverrideType.DEL else None
+        group = one.key_or_group
+        if group not in GROUPS or not isinstance(value, str):
+            values.append((group, value, kinds.get(one.type, "add")))
+        elif value in options(group, folders):
+            groups.append(one.input_line.lstrip("+"))
+        elif _nameable(group, value):
+            unfiled[group] = value
+        else:
+            known = _choices(group, folders)
+            raise ConfigError(f"{group}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
+    return CommandLine(list(overrides), groups, unfiled, values)
+
+
+def _nameable(group: str, value: str) -> bool:
+    """Whether a name without a config file can stand for a part: `module:attribute`, or an installed entry point."""
+    if group in ("experiment", "runner", "env"):
+        return False
+    return ":" in value or (group == "reward" and value in available())
+
+
+def _choices(group: str, folders: Sequence[Path]) -> list[str]:
+    """What a group can be set to by name."""
+    return sorted({*options(group, folders), *(available() if group == "reward" else ())})
+
+
+def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dict[str, Any], CommandLine]:
+    """Compose the groups that are chosen, and check every other override against the keys there are.
+
+    Args:
+        overrides: `key=value`, `group=file`, `+new=value`, `~key`, as Hydra reads them.
+        folders: config folders of the user's, laid out as `configs/` is.
+
+    Returns:
+        The tree before values are set, and the command line, for `resolve`.
+
+    Raises:
+        ConfigError: naming what doesn't exist, and the nearest that does.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"expected a folder of configs at {folder}, found none")
+    line = _parse(overrides, folders)
+    extra = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
+    GlobalHydra.instance().clear()
+    with initialize_config_module("srgym.configs", version_base="1.3"):
+        try:
+            composed = hydra_compose("config", overrides=[*line.groups, *extra])
+        except HydraException as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+    tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)
+    for group, name in line.unfiled.items():
+        tree[group] = {"name": name}
+    _check_keys(tree, line)
+    return tree, line
+
+
+def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
+    known = {*flatten(tree), *GROUPS}
+    for stage in tree.get("stages") or {}:
+        here = f"stages.{stage}"
+        known |= {f"{here}.{key}" for key in (*_STAGE_KEYS, *SECTIONS)}
+        for section in SECTIONS:
+            known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
+    for key, _, how in line.values:
+        if key in known or how == "add":
+            continue
+        section = key.split(".")[0]
+        if section in line.unfiled:
+            continue  # a part without a file has the keys of its constructor, which checks them
+        raise ConfigError(f"unknown setting '{key}'{_near(key, sorted(known))}")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, how: str) -> None:
+    *path, last = key.split(".")
+    here = tree
+    for part in path:
+        if not isinstance(here.get(part), dict):
+            here[part] = {}
+        here = here[part]
+    if how == "delete":
+        here.pop(last, None)
+    else:
+        here[last] = value
+
+
+def _merge(base: dict[str, Any], extra: Mapping[str, Any], where: str) -> None:
+    """Put `extra` into `base`, whose keys are all there are."""
+    for key, value in extra.items():
+        if key not in base:
+            raise ConfigError(f"{where} sets '{key}', which isn't there{_near(key, list(base))}")
+        if isinstance(value, Mapping) and isinstance(base[key], dict):
+            _merge(base[key], value, f"{where}.{key}")
+        else:
+            base[key] = deepcopy(value)
+
+
+def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
+    """Give every stage its complete sections.
+
+    Raises:
+        ConfigError: for a section that sets a key its part hasn't got, or a stage that starts from no stage.
+    """
+    from omegaconf import OmegaConf
+
+    chosen = deepcopy(dict(tree))
+    for key, value, how in line.values:
+        if key.split(".")[0] not in SECTIONS:
+            _set(chosen, key, value, how)
+    chosen = OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)
+    listed: dict[str, Any] = chosen.get("stages") or {"main": {}}
+    stages: list[StageConfig] = []
+    for name, stage in listed.items():
+        stages.append(_stage(name, stage or {}, chosen, line, [done.name for done in stages]))
+    logger = chosen["logger"]
+    return RunConfig(
+        name=str(chosen["name"]),
+        seed=int(chosen["seed"]),
+        out=Path(chosen["out"]),
+        logger=[logger] if isinstance(logger, str) else list(logger or []),
+        stages=stages,
+        tree=chosen,
+        overrides=line.given,
+    )
+
+
+def _stage(
+    name: str, stage: Mapping[str, Any], tree: Mapping[str, Any], line: CommandLine, before: Sequence[str]
+) -> StageConfig:
+    unknown = [key for key in stage if key not in (*_STAGE_KEYS, *SECTIONS)]
+    if unknown:
+        raise ConfigError(
+            f"stage '{name}' has an unknown key '{unknown[0]}'{_near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
+        )
+    kind, start = stage.get("kind", "train"), stage.get("start_from", "base")
+    if kind not in _KINDS:
+        raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_KINDS)}")
+    if start == "previous":
+        start = before[-1] if before else "base"
+    for key, source in (("start_from", start), ("lora_from", stage.get("lora_from", start))):
+        if source != "base" and source not in before:
+            raise ConfigError(f"stage '{name}' has {key}={source}: expected base, previous, or a stage before it")
+    sections = {section: _own_section(section, stage, tree) for section in SECTIONS}
+    names = {section: value["name"] for section, value in sections.items() if value and "name" in value}
+    for where, block in (("when", tree.get("when")), (f"stages.{name}.when", stage.get("when"))):
+        _apply_when(sections, names, block or {}, where)
+    for key, value, how in line.values:
+        section = key.split(".")[0]
+        if section in SECTIONS and section not in _replaced(stage):
+            _set(sections, key, value, how)
+    for section in SECTIONS:
+        if section in stage and section not in _replaced(stage):
+            _merge(sections[section], stage[section], f"stages.{name}.{section}")
+    _scale_budget(sections["runner"], float(tree.get("budget", 1.0)))
+    kept = {key: stage[key] for key in ("lora_from", "adapter", "weight") if key in stage}
+    return StageConfig(name, kind, start, sections, kept)
+
+
+def _replaced(stage: Mapping[str, Any]) -> list[str]:
+    """The sections that a stage doesn't take from the run: those it gives a name, and a `lora` that it sets to null."""
+    return [key for key in SECTIONS if key in stage and (stage[key] is None or "name" in stage[key])]
+
+
+def _own_section(section: str, stage: Mapping[str, Any], tree: Mapping[str, Any]) -> Any:
+    if section in _replaced(stage):
+        return deepcopy(stage[section])
+    return deepcopy(tree.get(section))
+
+
+def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mapping[str, Any], where: str) -> None:
+    """Apply blocks such as `agent=diffusion_nft: {runner: {lr: 3e-3}}` whose condition holds in this stage."""
+    for condition, settings in block.items():
+        section, _, name = condition.partition("=")
+        if section not in SECTIONS:
+            raise ConfigError(f"{where} has the condition '{condition}': expected section=name, as in agent=flow_grpo")
+        if names.get(section) != name:
+            continue
+        for target, values in settings.items():
+            if target not in SECTIONS:
+                raise ConfigError(f"{where} sets '{target}': expected one of {', '.join(SECTIONS)}")
+            if sections[target] is not None:
+                _merge(sections[target], values, f"{where}.{condition}.{target}")
+
+
+def _scale_budget(runner: dict[str, Any], share: float) -> None:
+    """Shorten (or lengthen) a stage: `budget=0.1` is a tenth of every stage."""
+    if share <= 0:
+        raise ConfigError(f"budget is above 0, got {share}")
+    for key in ("iterations", "images"):
+        if runner.get(key) is not None:
+            runner[key] = max(1, round(runner[key] * share))
+    if runner.get("seconds") is not None:
+        runner["seconds"] = runner["seconds"] * share

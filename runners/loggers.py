@@ -1,0 +1,141 @@
+"""Where a run's numbers and pictures go: a CSV file always, TensorBoard by default, wandb or trackio by one key."""
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LOGGERS", "CSVLogger", "Logger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
+
+
+class Logger(ABC):
+    """Takes numbers and pictures, each at a step of the run."""
+
+    @abstractmethod
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log named numbers."""
+
+    def image(self, step: int, name: str, image: Tensor) -> None:  # noqa: B027 - a logger needn't take pictures
+        """Log a picture, float [3, H, W] in [0, 1]."""
+
+    def close(self) -> None:  # noqa: B027 - nor hold anything open
+        """Write what is left."""
+
+
+class CSVLogger(Logger):
+    """One row a step; a number that first comes up later gets a column then.
+
+    Args:
+        path: the file. What it holds of steps up to `after` stays, so that a resumed run's file has no step twice.
+        after: the step that a resumed run goes on from.
+    """
+
+    def __init__(self, path: Path, after: int = 0) -> None:
+        self._path = path
+        self._columns, rows = _read(path)
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= after]
+        self._rewrite(kept)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        new = [name for name in values if name not in self._columns]
+        if new:
+            _, rows = _read(self._path)
+            self._columns = [*self._columns, *new]
+            self._rewrite(rows)
+        with self._path.open("a", newline="") as file:
+            row = {"step": step, **{name: f"{value:.8g}" for name, value in values.items()}}
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        draft = self._path.with_suffix(".partial")
+        with draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(self._path)
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """A log's columns and rows; a last row that a crash cut short is left out."""
+    if not path.is_file():
+        return ["step"], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ["step"])
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    return columns, rows
+
+
+class TensorBoardLogger(Logger):
+    """TensorBoard event files in a folder; a resumed run hides the steps after the one it goes on from."""
+
+    def __init__(self, folder: Path, after: int = 0) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: Tensor) -> None:
+        self._writer.add_image(name, image.clamp(0, 1), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class TrackerLogger(Logger):
+    """wandb or trackio, which share one interface: `init`, `log`, `Image`, `finish`.
+
+    Raises:
+        ValueError: where the package isn't installed.
+    """
+
+    def __init__(self, package: str, run: str, config: Mapping[str, Any]) -> None:
+        from importlib import import_module
+
+        try:
+            self._package: Any = import_module(package)
+        except ImportError as error:
+            raise ValueError(f'logger={package} needs the package {package}: pip install "srgym[track]"') from error
+        self._package.init(project="srgym", name=run, config=dict(config))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._package.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, image: Tensor) -> None:
+        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        self._package.log({name: self._package.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        self._package.finish()
+
+
+LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
+
+
+def make_loggers(
+    names: str | Iterable[str], folder: Path, run: str, config: Mapping[str, Any], after: int = 0
+) -> list[Logger]:
+    """The loggers of one stage: `metrics.csv` in `folder` always, and what `names` asks for beside it.
+
+    Raises:
+        ValueError: for a name that isn't in `LOGGERS`.
+    """
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in LOGGERS:
+            raise ValueError(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
+    folder.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after)]
+    for name in chosen:
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(folder / "tensorboard", after))
+        elif name != "csv":
+            loggers.append(TrackerLogger(name, run, config))
+    return loggers

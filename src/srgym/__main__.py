@@ -1,0 +1,7 @@
+"""`python -m srgym`, the same as the command `srgym`."""
+
+import sys
+
+from srgym.runners.cli import main
+
+sys.exit(main())
