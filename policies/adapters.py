@@ -198,8 +198,8 @@ def read(model: nn.Module, folder: Path, add_with: Any) -> None:
 
     described = json.loads((folder / "adapters.json").read_text())
     kept = described.pop("adapters")
-    names = {name: tuple(described.pop(name, ())) for name in ("targets", "exclude")}
-    add_with(LoraSettings(**described, **names))
+    targets, exclude = (tuple(described.get(name, ())) for name in ("targets", "exclude"))
+    add_with(LoraSettings(described["rank"], described["alpha"], targets, exclude))
     for adapter in kept:
         stored = load_file(folder / f"adapter_{adapter}.safetensors")
         for name, parameter in parameters(model, adapter):

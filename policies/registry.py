@@ -12,6 +12,10 @@ __all__ = ["POLICIES", "available", "load", "make"]
 # Imported when asked for: a foundation model's classes take seconds to import.
 POLICIES = {
     "compact": "srgym.policies.compact:CompactPolicy",
+    "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
+    "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
+    "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
+    "sd3": "srgym.policies.sd3:SD3Policy",
 }
 
 
