@@ -1,0 +1,103 @@
+"""RefReward-SR: a judge that sees the low-resolution reference, and the ranking reward that trains such a judge."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgym.rewards.compass_mllm import enlarge, seed_of
+from srgym.rewards.registry import register_reward
+from srgym.rewards.serving.engines import Engine, make_engine
+from srgym.rewards.serving.parsing import score_pattern, score_reply
+from srgym.rewards.serving.prompts import REFREWARD, REFREWARD_FIELDS
+from srgym.rewards.serving.question import Question, Reply, encode_images
+
+__all__ = ["RefReward", "ranking_reward", "ranking_rewards"]
+
+_SERVED = "http://127.0.0.1:8002"
+
+
+@register_reward("refreward", range=(0.0, 1.0), weights="a judge served by `srgym serve refreward --model PATH`")
+class RefReward:
+    """RefReward-SR: a multimodal judge of SR against its LR reference, R = ((c + n) / 2 - 1) / 4.
+
+    Components: `consistency` c (of meaning, with the reference) and `naturalness` n, both in [1, 5].
+
+    Args:
+        engine: who answers (see `make_engine`); by default what `srgym serve refreward` starts, known as "refreward".
+        seed: of the sampling; every pair's own seed follows from it and the two images, whatever the batch.
+        temperature: of the sampling.
+    """
+
+    def __init__(
+        self, engine: "str | Mapping[str, Any] | Engine" = _SERVED, seed: int = 0, temperature: float = 0.0
+    ) -> None:
+        self.engine = make_engine(engine, model="refreward")
+        self.seed, self.temperature = seed, temperature
+        self._pattern = score_pattern(REFREWARD_FIELDS)
+
+    def __call__(self, sr: Tensor, lr: Tensor) -> dict[str, Tensor]:
+        """SR [B, 3, H, W] and LR [B, 3, h, w] in [0, 1] to `total`, `consistency` and `naturalness`, all [B]."""
+        pairs = zip(encode_images(enlarge(lr, sr)), encode_images(sr), strict=True)
+        answers = self.engine.ask([self._question(pair) for pair in pairs], _read)
+        rows = [tuple(answer.values()) if answer is not None else (math.nan, math.nan) for answer in answers]
+        consistency, naturalness = torch.tensor(rows, device=sr.device).unbind(1)
+        total = ((consistency + naturalness) / 2 - 1) / 4
+        return {"total": total, "consistency": consistency, "naturalness": naturalness}
+
+    def _question(self, pair: tuple[bytes, bytes]) -> Question:
+        seed = seed_of(self.seed, *pair)
+        return Question(REFREWARD, pair, seed, 64, temperature=self.temperature, pattern=self._pattern)
+
+
+def _read(reply: Reply) -> dict[str, float]:
+    return score_reply(reply, REFREWARD_FIELDS)
+
+
+def ranking_reward(
+    score: Tensor, other_mean: Tensor, variance: Tensor, other_variance: Tensor, better: Tensor
+) -> Tensor:
+    """sqrt(p g) + sqrt((1 - p)(1 - g)), p = Phi((s - m') / sqrt(v + v' + 1e-6)): how well a score ranks its image.
+
+    Args:
+        score: s, one sampled score of an image.
+        other_mean: m', the mean of another image's sampled scores.
+        variance, other_variance: v and v', of both images' sampled scores.
+        better: g, 1 where the image is the better one of the two, 0 where it's the worse, 0.5 for a tie.
+
+    Returns:
+        in [0, 1], of the arguments' common shape; 1 when p = g.
+    """
+    p: Tensor = torch.special.ndtr((score - other_mean) / (variance + other_variance + 1e-6).sqrt())
+    return (p * better).sqrt() + ((1 - p) * (1 - better)).sqrt()
+
+
+def ranking_rewards(scores: Tensor, better: Tensor) -> Tensor:
+    """The reward of every sampled answer in a batch of images: its mean ranking reward, plus 1 for a readable answer.
+
+    Args:
+        scores: [M, K], K answers to each of M images; NaN where an answer can't be read.
+        better: [M, M], 1 where image i is better than image j, 0.5 for a tie, 0 where it's worse; NaN where the two
+            aren't compared. The diagonal is not looked at.
+
+    Returns:
+        [M, K] in [0, 2]; 0 for an unreadable answer, 1 for a readable one without a comparison.
+    """
+    readable = scores.isfinite()
+    count = readable.sum(1)
+    filled = scores.nan_to_num()
+    mean = filled.sum(1) / count.clamp(min=1)
+    variance = (torch.where(readable, filled - mean[:, None], 0.0) ** 2).sum(1) / count.clamp(min=1)
+    apart = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    compared = better.isfinite() & apart & (count > 0)[None, :]
+    each = ranking_reward(
+        filled[:, :, None],
+        mean[None, None, :],
+        variance[:, None, None],
+        variance[None, None, :],
+        better.nan_to_num(0.5)[:, None, :],
+    )
+    rank = torch.where(compared[:, None, :], each, 0.0).sum(2) / compared.sum(1).clamp(min=1)[:, None]
+    return torch.where(readable, rank + 1, 0.0)
