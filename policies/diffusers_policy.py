@@ -162,7 +162,7 @@ class DiffusersPolicy(FlowPolicy):
             setattr(self.pipe, name, None)
 
     def _forget_vae_encoder(self) -> None:
-        self.vae.encoder = self.vae.quant_conv = None
+        self.vae.encoder = self.vae.quant_conv = nn.Identity()  # a VAE looks through its modules when it decodes
 
     def drop_encoders(self) -> None:
         """Free the text encoders and the VAE's encoder: from here on only contexts in the cache can be encoded."""

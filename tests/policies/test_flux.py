@@ -56,9 +56,8 @@ def test_the_schedule_shifts_with_the_size_of_the_target(make_tiny, kind):
 
 def test_kontext_takes_a_reference_of_another_size(make_tiny, picture, start, integrate):
     """The stock pipeline can't resize to it itself: its output at a reference of 64^2 is a target of 32^2 here."""
-    lr, image = picture
     policy = make_tiny("flux_kontext", reference=64)
-    cond = policy.encode({"lr": lr})
+    cond = policy.encode({"lr": picture[0]})
     assert cond["reference"].shape == (1, 4, 16, 16)
     noise = start(policy, cond)
     expected = policy.pipe(

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit-2509: our Euler is the stock pipeline's call, and image tokens keep their three-dimensional positions."""
+"""Qwen-Image-Edit-2509: our Euler is the stock pipeline's call, and image tokens keep their positions in space."""
 
 import pytest
 import torch
