@@ -4,12 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from srgym import agents, policies, rewards
-from srgym.agents.base import Agent
+from srgym import policies, rewards
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
@@ -18,6 +17,9 @@ from srgym.runners.config import compose, resolve
 from srgym.runners.heldout import Heldout
 from srgym.runners.settings import RunnerSettings
 from srgym.runners.stages import Run
+
+if TYPE_CHECKING:
+    from srgym.agents.base import Agent
 
 __all__ = [
     "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "load_policy",
@@ -85,7 +87,7 @@ def load_policy(folder: Path) -> FlowPolicy:
     return policies.load(folder)
 
 
-def build_agent(section: Mapping[str, Any], policy: FlowPolicy, reward: Reward | None) -> Agent:
+def build_agent(section: Mapping[str, Any], policy: FlowPolicy, reward: Reward | None) -> "Agent":
     """The agent of an agent section: `name` (one of the library's, or `module:Class`) and its hyperparameters."""
     options = dict(section)
     name = options.pop("name")
@@ -93,8 +95,10 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, reward: Reward |
         module, _, attribute = name.partition(":")
         found = getattr(import_module(module), attribute)
     else:
+        from srgym import agents
+
         found = agents.agent_class(name)
-    agent: Agent = found(policy, reward, **options)
+    agent: "Agent" = found(policy, reward, **options)
     return agent
 
 

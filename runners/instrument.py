@@ -36,7 +36,7 @@ class Meter:
             from torch.utils.flop_counter import FlopCounterMode
 
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                type(policy).velocity(policy, x[:1], t[:1], cond[:1])
+                type(policy).velocity(policy, x[:1].detach(), t[:1].detach(), cond[:1].detach())
             self._each = float(counter.get_total_flops())
         return self._each
 
@@ -65,8 +65,8 @@ def instrumented(policy: FlowPolicy, meter: Meter, autocast: str = "off") -> Ite
             return encode(obs)
 
     def cast_velocity(x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        meter.count(len(x), meter.measured(policy, x, t, cond), torch.is_grad_enabled())
         with cast():
+            meter.count(len(x), meter.measured(policy, x, t, cond), torch.is_grad_enabled())
             v = velocity(x, t, cond)
         return v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
 
