@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
 
-__all__ = ["Incompatible", "Reward", "RewardOutput"]
+__all__ = ["Incompatible", "Reward", "RewardOutput", "follow"]
 
 
 class Incompatible(ValueError):
@@ -62,6 +62,7 @@ class Reward:
         self.group = bool(getattr(score, "group", info.group))
         self.range: tuple[float, float] = tuple(getattr(score, "range", info.range))
         self.direction = str(getattr(score, "direction", info.direction))
+        self.variant = str(getattr(score, "variant", info.variant))
         self.doc, self.licence, self.weights = info.doc, info.licence, info.weights
 
     def __repr__(self) -> str:
@@ -95,7 +96,8 @@ class Reward:
         # A broken image must neither crash the reward nor be scored; its row is blanked and marked invalid below.
         seen = torch.where(rows, sr, torch.zeros_like(sr))
         wanted = {key: _to_float32(v) for key, v in given.items() if self._takes_all or key in self._accepts}
-        self._follow(sr.device)
+        if isinstance(self.score, nn.Module):
+            follow(self.score, sr.device)
         with torch.autocast(sr.device.type, enabled=False), torch.set_grad_enabled(self._carries_gradient()):
             output = self._read(self.score(seen, **wanted), sr, finite)
         if seen.requires_grad:
@@ -104,13 +106,6 @@ class Reward:
 
     def _carries_gradient(self) -> bool:
         return self.differentiable and torch.is_grad_enabled()
-
-    def _follow(self, device: torch.device) -> None:
-        """Bring a reward with weights to where the images are."""
-        if isinstance(self.score, nn.Module):
-            held = next(self.score.parameters(), next(self.score.buffers(), None))
-            if held is not None and held.device != device:
-                self.score.to(device)
 
     def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
@@ -170,6 +165,13 @@ class Reward:
 
     def _function(self) -> str:
         return f"reward '{self.name}' ({self.info.path})"
+
+
+def follow(module: nn.Module, device: torch.device) -> None:
+    """Bring a module to where the images are."""
+    held = next(module.parameters(), next(module.buffers(), None))
+    if held is not None and held.device != device:
+        module.to(device)
 
 
 def _stop_gradient_of_invalid(seen: Tensor, valid: Tensor) -> None:

@@ -4,11 +4,14 @@ The table repeats what each reward's decorator says, so that they can be listed 
 the two equal. To add a reward: write it with `@register_reward`, then its row here.
 """
 
+import math
+
 from srgym.rewards.info import RewardInfo
 
 __all__ = ["BUILTIN"]
 
 _HR = frozenset({"hr"})
+_LUMA = "Y of BT.601, no crop"
 
 _ROWS = (
     RewardInfo(
@@ -17,6 +20,7 @@ _ROWS = (
         needs=_HR,
         range=(0.0, 100.0),
         differentiable=True,
+        variant=_LUMA,
         doc="Peak signal-to-noise ratio on luma, in dB.",
     ),
     RewardInfo(
@@ -25,7 +29,56 @@ _ROWS = (
         needs=_HR,
         range=(-1.0, 1.0),
         differentiable=True,
+        variant=_LUMA,
         doc="Structural similarity on luma.",
+    ),
+    RewardInfo(
+        name="ms_ssim",
+        path="srgym.rewards.fidelity:ms_ssim",
+        needs=_HR,
+        range=(0.0, 1.0),
+        differentiable=True,
+        variant=_LUMA,
+        doc="Multi-scale structural similarity on luma.",
+    ),
+    RewardInfo(
+        name="structure_texture",
+        path="srgym.rewards.structure_texture:structure_texture",
+        needs=_HR,
+        range=(-1 / 3, 1.0),
+        differentiable=True,
+        doc="Structure and texture similarity to the ground truth on a fixed filter bank, without weights.",
+    ),
+    RewardInfo(
+        name="dists",
+        path="srgym.rewards.perceptual:DISTS",
+        needs=_HR,
+        range=(-1.0, 1.0),
+        differentiable=True,
+        licence="Apache-2.0 (code), MIT (alpha, beta)",
+        weights="VGG16 of torchvision (vgg16-397923af.pth); alpha and beta come with torchmetrics",
+        variant="torchmetrics",
+        doc="1 - DISTS (Ding et al. 2020): deep image structure and texture similarity.",
+    ),
+    RewardInfo(
+        name="lpips",
+        path="srgym.rewards.perceptual:LPIPS",
+        needs=_HR,
+        range=(-math.inf, 1.0),
+        differentiable=True,
+        licence="Apache-2.0 (code), BSD-2-Clause (heads)",
+        weights="AlexNet of torchvision (alexnet-owt-7be5be79.pth), or VGG16, SqueezeNet; heads come with torchmetrics",
+        variant="torchmetrics, version 0.1, alex",
+        doc="1 - LPIPS (Zhang et al. 2018): learned perceptual image patch similarity.",
+    ),
+    RewardInfo(
+        name="compass",
+        path="srgym.rewards.compass:Compass",
+        needs=frozenset({"lr"}),
+        wants=frozenset({"hr", "group"}),
+        range=(-0.452, 5.0),
+        weights="the scorer's, and in full-reference mode the fidelity's",
+        doc="OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.",
     ),
     RewardInfo(
         name="random",

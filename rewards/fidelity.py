@@ -6,10 +6,13 @@ from torch import Tensor
 
 from srgym.rewards.registry import register_reward
 
-__all__ = ["luma", "psnr_y", "ssim_y"]
+__all__ = ["luma", "ms_ssim", "psnr_y", "ssim_y"]
+
+_VARIANT = "Y of BT.601, no crop"
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 # An exact copy has no finite PSNR; 1e-10 is 100 dB, far beyond what 8 bits can tell apart (59 dB).
 _SMALLEST_MSE = 1e-10
@@ -21,7 +24,7 @@ def luma(image: Tensor) -> Tensor:
     return ((image * weights).sum(1, keepdim=True) + 16.0) / 255.0
 
 
-@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0))
+@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0), variant=_VARIANT)
 def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Peak signal-to-noise ratio on luma, in dB.
 
@@ -31,7 +34,7 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     return -10.0 * mse.clamp_min(_SMALLEST_MSE).log10()
 
 
-@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0))
+@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0), variant=_VARIANT)
 def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Structural similarity on luma.
 
@@ -43,6 +46,43 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     """
     luminance, contrast = _ssim_terms(luma(sr), luma(hr), "ssim_y")
     return (luminance * contrast).mean((1, 2, 3))
+
+
+@register_reward("ms_ssim", differentiable=True, range=(0.0, 1.0), variant=_VARIANT)
+def ms_ssim(sr: Tensor, hr: Tensor, scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity on luma.
+
+    Images [B, 3, H, W] to [B]: contrast and structure at every scale, luminance at the coarsest (Wang et al. 2003,
+    eq. 7), 0 where the pictures are anticorrelated at some scale.
+
+    Args:
+        scales: 1 to 5; fewer than the paper's 5 keep the finest ones, with their weights made to sum to 1 again.
+
+    Raises:
+        ValueError: for images whose coarsest scale is smaller than the window: 5 scales need 176 pixels, 4 need 88.
+    """
+    if not 1 <= scales <= len(_SCALE_WEIGHTS):
+        raise ValueError(f"ms_ssim: expected between 1 and {len(_SCALE_WEIGHTS)} scales, got {scales}")
+    least = _WINDOW * 2 ** (scales - 1)
+    if min(sr.shape[-2:]) < least:
+        raise ValueError(
+            f"ms_ssim: {scales} scales need images of at least {least} pixels a side, got {tuple(sr.shape[-2:])}; "
+            f"use larger images or fewer scales"
+        )
+    x, y = luma(sr), luma(hr)
+    total = sr.new_ones(len(sr))
+    for scale, weight in enumerate(_SCALE_WEIGHTS[:scales], 1):
+        luminance, contrast = _ssim_terms(x, y, "ms_ssim")
+        seen = contrast if scale < scales else luminance * contrast
+        total = total * _positive_power(seen.mean((1, 2, 3)), weight / sum(_SCALE_WEIGHTS[:scales]))
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return total
+
+
+def _positive_power(base: Tensor, exponent: float) -> Tensor:
+    """max(base, 0) ^ exponent, with gradient 0 and not infinity where the base isn't positive."""
+    positive = base > 0
+    return torch.where(positive, torch.where(positive, base, torch.ones_like(base)) ** exponent, torch.zeros_like(base))
 
 
 def _ssim_terms(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:

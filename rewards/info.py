@@ -32,6 +32,7 @@ class RewardInfo:
         differentiable: whether its gradient reaches `sr`.
         group: whether it must see all samples of a context at once; it then receives `group`, int64 [B].
         licence, weights: of the reward, and where its weights come from.
+        variant: what its numbers must be quoted with, such as a colour space or a training set.
         doc: the first line of its documentation.
     """
 
@@ -45,6 +46,7 @@ class RewardInfo:
     group: bool = False
     licence: str = "Apache-2.0"
     weights: str = "none"
+    variant: str = ""
     doc: str = ""
 
     def __post_init__(self) -> None:
@@ -93,13 +95,13 @@ def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardIn
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    # A torch module's own __call__ says (*args, **kwargs); its forward names the arguments.
+    method = "forward" if hasattr(target, "forward") else "__call__"
     if inspect.isclass(target):
-        parameters = dict(inspect.signature(target.__call__).parameters)
+        parameters = dict(inspect.signature(getattr(target, method)).parameters)
         parameters.pop(next(iter(parameters), ""), None)  # self
         return parameters
-    forward = getattr(target, "forward", None)
-    # A torch module's own __call__ says (*args, **kwargs); its forward names the arguments.
-    return inspect.signature(forward if forward is not None and not inspect.isfunction(target) else target).parameters
+    return inspect.signature(target if inspect.isroutine(target) else getattr(target, method)).parameters
 
 
 def _module(target: Callable[..., Any]) -> str:

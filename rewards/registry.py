@@ -37,6 +37,7 @@ def register_reward(
     direction: str = "higher",
     licence: str = "Apache-2.0",
     weights: str = "none",
+    variant: str = "",
 ) -> Callable[[_Target], _Target]:
     """Make a reward known by name. Decorates a function `(sr, ...)`, or a class whose instances are called so.
 
@@ -49,6 +50,7 @@ def register_reward(
         range: the closed interval of the scores.
         direction: "higher", or "none" for a control that follows no quality.
         licence, weights: told in the listing.
+        variant: what its numbers must be quoted with, such as a colour space.
 
     Raises:
         ValueError: when another reward has the name.
@@ -65,6 +67,7 @@ def register_reward(
             direction=direction,
             licence=licence,
             weights=weights,
+            variant=variant,
         )
         holder = BUILTIN[name].path if name in BUILTIN else None
         if name in _REGISTERED:
