@@ -1,0 +1,254 @@
+"""DPO for flow models (Wallace et al. 2023, arXiv 2311.12908), on the policy's own samples or on a preference dataset.
+
+    L = -log sigmoid(-(beta / 2) [(e_theta(w) - e_base(w)) - (e_theta(l) - e_base(l))]),   e = mean (v_hat - v)^2,
+
+winner and loser noised by the same eps to the same t. Pairs of a group: the best and the worst sample, or the top N
+against the bottom N with the weights of DP2O-SR (arXiv 2510.18851).
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from srgym.agents.base import Agent, Need
+from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
+from srgym.agents.rows import make_rows, shared
+from srgym.agents.timesteps import corrupt, draw_times
+from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.noise import Noise, derive_seeds
+from srgym.rewards.base import Reward
+
+__all__ = ["DPO", "Pairs", "dpo_loss", "dpo_margin", "pair_up"]
+
+PAIRS = ("best_worst", "top_n", "offline")
+_SMOOTHING = 0.9
+
+
+def dpo_margin(err_win: Tensor, ref_win: Tensor, err_lose: Tensor, ref_lose: Tensor, *, beta: float) -> Tensor:
+    """The implicit reward of the winner over the loser, -(beta / 2) [(e_w - ref_w) - (e_l - ref_l)]: all [B]."""
+    return -0.5 * beta * ((err_win - ref_win) - (err_lose - ref_lose))
+
+
+def dpo_loss(err_win: Tensor, ref_win: Tensor, err_lose: Tensor, ref_lose: Tensor, *, beta: float) -> Tensor:
+    """Diffusion-DPO's loss of each pair.
+
+    Args:
+        err_win, err_lose: the learner's mean squared errors of the velocity on winner and loser, [B].
+        ref_win, ref_lose: the base's.
+        beta: the strength of the tie to the base.
+
+    Returns:
+        [B].
+    """
+    return -F.logsigmoid(dpo_margin(err_win, ref_win, err_lose, ref_lose, beta=beta))
+
+
+class Pairs(NamedTuple):
+    """Winners and losers as places in the batch, int64 [P]; the pairs' weights [P]; how many were too close."""
+
+    win: Tensor
+    lose: Tensor
+    weight: Tensor
+    skipped: int
+
+
+def pair_up(score: Tensor, keep: Tensor, group_size: int, *, top: int | None = None, min_gap: float = 0.0) -> Pairs:
+    """Pairs inside each group, all of whose scores differ by at least `min_gap` and by more than 0.
+
+    Args:
+        score: [N], groups contiguous. keep: bool [N], who may be in a pair.
+        group_size: K.
+        top: None for the best against the worst, of weight 1; N for the N best against the N worst (fewer in a group
+            that hasn't 2 N), N^2 pairs weighted as in DP2O-SR: (gap + 1 - mean gap of the group's pairs) times
+            (std of the group + 1 - mean std of the groups).
+    """
+    win, lose, weight, group, skipped = [], [], [], [], 0
+    for start in range(0, len(score), group_size):
+        place = start + keep[start : start + group_size].nonzero().flatten()
+        count = min(top or 1, len(place) // 2)
+        if not count:
+            continue
+        order = place[score[place].argsort(descending=True, stable=True)]
+        best, worst = order[:count].repeat_interleave(count), order[-count:].repeat(count)
+        gap = score[best] - score[worst]
+        fit = (gap >= min_gap) & (gap > 0)
+        skipped += int((~fit).sum())
+        win.append(best[fit])
+        lose.append(worst[fit])
+        weight.append((gap + 1 - gap[fit].mean())[fit] if top is not None else torch.ones_like(gap[fit]))
+        group.append(torch.full_like(best[fit], start // group_size))
+    if not win:
+        none = torch.zeros(0, dtype=torch.int64, device=score.device)
+        return Pairs(none, none, torch.zeros(0, device=score.device), skipped)
+    weights = torch.cat(weight)
+    if top is not None:
+        of_group = torch.cat(group)
+        std = group_moments(score, group_size, keep)[1].to(weights.dtype)
+        weights = weights * (std[of_group] + 1 - std[torch.unique(of_group)].mean())
+    return Pairs(torch.cat(win), torch.cat(lose), weights, skipped)
+
+
+class DPO(Agent):
+    """Diffusion-DPO.
+
+    Offline (`pairs="offline"`), `prepare` takes a TensorDict [N] with `cond`, `seed` and the preferred and the other
+    image as `win` and `lose`, [N, 3, H, W] in [0, 1] (or their latents as `win_x0` and `lose_x0`); no environment step
+    is made.
+
+    Args:
+        policy: with adapters; the base is the reference.
+        reward: any, for pairs of one's own samples; not used offline.
+        group_size: K; 1 offline unless given.
+        steps, solver: of the collecting rollout.
+        beta: published code ranges from 100 to 5000.
+        pairs: "best_worst", "top_n" or "offline".
+        top: N of "top_n".
+        min_gap: a pair whose scores are closer is skipped, and counted.
+        draws: times at which each pair is trained in an iteration.
+        epochs: optimiser steps of an iteration, each on all rows, with fresh noise and times.
+        stop_accuracy, stop_margin: `finished` is set once the smoothed accuracy and the smoothed margin are both
+            beyond these: the pairs are told apart, and the margin only grows.
+        filter, combine: see `DiffusionNFT`.
+        ema, provides: see `Agent`.
+    """
+
+    name = "dpo"
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        reward: Reward | None = None,
+        *,
+        group_size: int | None = None,
+        steps: int = 6,
+        solver: str = "dpm2m",
+        beta: float = 2000.0,
+        pairs: str = "best_worst",
+        top: int = 2,
+        min_gap: float = 0.0,
+        draws: int = 1,
+        epochs: int = 1,
+        stop_accuracy: float = 0.98,
+        stop_margin: float = 10.0,
+        filter: GroupFilter | Mapping[str, Any] | None = None,
+        combine: Combine | Mapping[str, Any] | None = None,
+        ema: float = 0.9,
+        provides: Collection[str] | None = None,
+    ) -> None:
+        if pairs not in PAIRS:
+            raise ValueError(f"pairs is one of {', '.join(PAIRS)}, got '{pairs}'")
+        offline = pairs == "offline"
+        self.needs = frozenset({Need.PREFERENCES if offline else Need.GROUPS})
+        size = group_size if group_size is not None else 1 if offline else 8
+        super().__init__(
+            policy, None if offline else reward, group_size=size, epochs=epochs, ema=ema, provides=provides
+        )
+        self._require_adapters("the base")
+        if not (beta > 0 and top >= 1 and min_gap >= 0 and draws >= 1):
+            raise ValueError(
+                "expected beta above 0, top and draws of at least 1 and min_gap of at least 0, got "
+                f"{beta}, {top}, {draws} and {min_gap}"
+            )
+        self.sampling = None if offline else Sampling(steps=steps, solver=solver)
+        self.beta, self.pairs, self.top, self.min_gap, self.draws = beta, pairs, top, min_gap, draws
+        self.stop_accuracy, self.stop_margin = stop_accuracy, stop_margin
+        kept: GroupFilter | None = from_config(GroupFilter, filter)
+        self.filter = kept.for_reward(reward) if kept is not None else None
+        self.combine: Combine | None = from_config(Combine, combine)
+        self._smooth = {"accuracy": 0.0, "margin": 0.0, "weight": 0.0}
+        self._seen: list[Tensor] = []
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        if self.pairs == "offline":
+            count = len(rollout)
+            win, lose = (self._latents(rollout, side) for side in ("win", "lose"))
+            context = torch.arange(count, device=win.device)
+            weight = torch.ones(count, device=win.device)
+            seed = rollout["seed"]
+            self.stats = {"pairs": float(count)}
+        else:
+            found = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
+            top = self.top if self.pairs == "top_n" else None
+            chosen = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap)
+            self.stats = found.stats | {"pairs": float(len(chosen.win)), "pairs_skipped": float(chosen.skipped)}
+            win, lose = rollout["x0"][chosen.win], rollout["x0"][chosen.lose]
+            context, weight = chosen.win, chosen.weight
+            seed = derive_seeds(0, 0, rollout["seed"][chosen.win], rollout["seed"][chosen.lose], stream="pairs")
+        again, draw = self.draws, torch.arange(self.draws, device=context.device)
+        return make_rows(
+            rollout.select("cond"),
+            context.repeat_interleave(again),
+            win=win.repeat_interleave(again, 0),
+            lose=lose.repeat_interleave(again, 0),
+            weight=weight.repeat_interleave(again),
+            seed=seed.to(context.device).repeat_interleave(again),
+            draw=draw.repeat(len(context)),
+        )
+
+    @torch.no_grad()
+    def _latents(self, rollout: TensorDict, side: str) -> Tensor:
+        latents: Tensor | None = rollout.get(f"{side}_x0", None)
+        if latents is not None:
+            return latents
+        if rollout.get(side, None) is None:
+            raise ValueError(
+                f"offline DPO trains on pairs of images: expected '{side}' [N, 3, H, W] (or '{side}_x0'), got "
+                f"{', '.join(sorted(map(str, rollout.keys())))}; a preference dataset provides them"
+            )
+        return self.policy.to_latent(rollout[side], rollout["cond"])
+
+    def loss(self, batch: TensorDict) -> TensorDict:
+        samples, sample = shared(batch)
+        x0 = torch.cat([batch["win"], batch["lose"]])
+        seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream="dpo")
+        noise = Noise(seeds, x0.device)
+        t, eps = (
+            draw_times(noise, "logit_normal").repeat(2),
+            noise.normal(x0.shape[1:], x0.dtype).repeat(2, *[1] * (x0.dim() - 1)),
+        )
+        cond = samples["cond"][sample.repeat(2)]
+        x_t, v = corrupt(x0, eps, t), eps - x0
+        ref_win, ref_lose = _error(self._velocity_of(None, x_t, t, cond), v).chunk(2)
+        err_win, err_lose = _error(self._velocity(x_t, t, cond), v).chunk(2)
+        each = dpo_loss(err_win, ref_win, err_lose, ref_lose, beta=self.beta)
+        margin = dpo_margin(err_win, ref_win, err_lose, ref_lose, beta=self.beta).detach()
+        self._seen.append(margin)
+        return TensorDict(
+            {
+                "loss_policy": (batch["weight"] * each).mean(),
+                "margin": margin.mean(),
+                "accuracy": (margin > 0).to(margin.dtype).mean(),
+            }
+        )
+
+    def after_update(self) -> None:
+        super().after_update()
+        if not self._seen:
+            return
+        margin = torch.cat(self._seen)
+        self._seen.clear()
+        now = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "weight": 1.0}
+        self._smooth = {k: _SMOOTHING * held + (1 - _SMOOTHING) * now[k] for k, held in self._smooth.items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether winners and losers are told apart almost always and the margin still grows: time to stop."""
+        weight = max(self._smooth["weight"], 1e-12)
+        accuracy, margin = self._smooth["accuracy"] / weight, self._smooth["margin"] / weight
+        return self.updates >= 1 / (1 - _SMOOTHING) and accuracy >= self.stop_accuracy and margin >= self.stop_margin
+
+    def state(self) -> dict[str, Tensor | float | int]:
+        return super().state() | {f"smooth_{name}": value for name, value in self._smooth.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        self._smooth = {name: float(state[f"smooth_{name}"]) for name in self._smooth}
+
+
+def _error(v_hat: Tensor, v: Tensor) -> Tensor:
+    """mean (v_hat - v)^2 of each row, [B]."""
+    return (v_hat - v).square().flatten(1).mean(1)

@@ -1,0 +1,245 @@
+"""Flow-GRPO: policy gradients through a stochastic sampler (Liu et al. 2025, arXiv 2505.05470), and its kin.
+
+The sampler's step is made Gaussian, x' ~ N(mu_theta(x, t), q^2), so that a trajectory has likelihoods; each step of a
+sample of advantage A takes the clipped objective
+
+    max(-A rho, -A clip(rho, 1 - e, 1 + e)),   rho = p_theta(x') / p_old(x').
+
+Kin, behind one option each: `fast` (noise in a short window of steps alone; Flow-GRPO-Fast), `solver="cps"` (Flow-CPS,
+arXiv 2509.05952), `solver="dance"` (DanceGRPO, arXiv 2505.07818), `guard` (GRPO-Guard, arXiv 2510.22319).
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from srgym.agents.base import Agent, Need
+from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
+from srgym.agents.rows import make_rows, shared
+from srgym.policies.base import STOCHASTIC, FlowPolicy, Sampling, stochastic_step
+from srgym.policies.noise import derive_seeds
+from srgym.policies.solvers import Transition, cps_transition, dance_transition, sde_transition
+from srgym.rewards.base import Incompatible, Reward
+
+__all__ = ["FlowGRPO", "grpo_loss"]
+
+ADVANTAGE_CLIP = 5.0
+RATIO_TOLERANCE = 1e-6
+
+
+def grpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
+    """max(-A rho, -A clip(rho, 1 - e, 1 + e)) with rho = exp(log_prob - old_log_prob).
+
+    Args:
+        log_prob, old_log_prob: of the same step under the learner and the sampler, [B].
+        advantage: A, [B].
+        clip: e.
+
+    Returns:
+        [B].
+    """
+    ratio = torch.exp(log_prob - old_log_prob.detach())
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+class FlowGRPO(Agent):
+    """Flow-GRPO.
+
+    Args:
+        policy: with adapters where `kl` or `guard` asks for another policy to compare with.
+        reward: any.
+        group_size: K.
+        steps: T of the collecting rollout. The last step is deterministic and not trained: there is no noise left.
+        solver: "sde", "cps" or "dance".
+        noise_level: a of "sde" and "cps" (0.7), eta of "dance" (0.3); None: these.
+        fast: noise in `window` steps alone, from a start drawn anew each iteration from the first half.
+        window: how many (2 to 4 in the paper).
+        guard: normalise the ratio by the step's noise, and weigh steps by 1 / (-dt).
+        clip: e; None: 1e-4, 1e-5 when fast, 2e-6 under the guard.
+        kl: beta, the weight of mean (mu - mu_base)^2 / (2 s_t^2); None: 0.04, but 0 when
+            fast and under "cps", whose score lacks the 1 / s_t^2 that would balance it.
+        guidance: of the policy's classifier-free guidance, where it has one.
+        updates_per_iteration: optimiser steps that the samples of an iteration are dealt out to.
+        epochs: how often that is done.
+        std, filter, combine: see `DiffusionNFT`.
+        ratio_tolerance: how far rho may be from 1 before the first update; half precision needs more.
+        seed: of the windows.
+        ema, provides: see `Agent`.
+    """
+
+    name = "flow_grpo"
+    needs = frozenset({Need.GROUPS})
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        reward: Reward | None = None,
+        *,
+        group_size: int = 24,
+        steps: int = 10,
+        solver: str = "sde",
+        noise_level: float | None = None,
+        fast: bool = False,
+        window: int = 2,
+        guard: bool = False,
+        clip: float | None = None,
+        kl: float | None = None,
+        guidance: float = 1.0,
+        updates_per_iteration: int = 2,
+        epochs: int = 1,
+        std: str = "group",
+        filter: GroupFilter | Mapping[str, Any] | None = None,
+        combine: Combine | Mapping[str, Any] | None = None,
+        ratio_tolerance: float = RATIO_TOLERANCE,
+        seed: int = 0,
+        ema: float = 0.9,
+        provides: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
+        if solver not in STOCHASTIC:
+            raise Incompatible(
+                f"FlowGRPO needs the likelihood of a stochastic step and can't use solver '{solver}': expected one of "
+                f"{', '.join(STOCHASTIC)}; DiffusionNFT and DPO work with deterministic solvers"
+            )
+        if guard and solver == "cps":
+            raise Incompatible(
+                "guard corrects the ratio of two Gaussian densities, and solver 'cps' scores without one: "
+                "use solver 'sde' or 'dance'"
+            )
+        if steps < 2 or (fast and not 1 <= window < steps) or updates_per_iteration < 1 or std not in STDS:
+            raise ValueError(
+                "expected at least 2 steps, a window of 1 to steps - 1, at least 1 update and std of "
+                f"{STDS}, got {steps}, {window}, {updates_per_iteration} and {std}"
+            )
+        self.clip = clip if clip is not None else 2e-6 if guard else 1e-5 if fast else 1e-4
+        self.kl = kl if kl is not None else 0.0 if fast or solver == "cps" else 0.04
+        if not (self.clip > 0 and self.kl >= 0 and ratio_tolerance > 0):
+            raise ValueError(
+                f"expected clip and ratio_tolerance above 0 and kl of at least 0, got {self.clip}, {ratio_tolerance} "
+                f"and {self.kl}"
+            )
+        if self.kl > 0:
+            self._require_adapters("the base (kl above 0)")
+        if guard:
+            self._require_adapters("the policy that sampled (guard)")
+        level = noise_level if noise_level is not None else 0.3 if solver == "dance" else 0.7
+        self.fast, self.window, self.guard, self.seed = fast, window, guard, seed
+        self.updates_per_iteration, self.ratio_tolerance, self.std = updates_per_iteration, ratio_tolerance, std
+        kept: GroupFilter | None = from_config(GroupFilter, filter)
+        self.filter = kept.for_reward(reward) if kept is not None else None
+        self.combine: Combine | None = from_config(Combine, combine)
+        self._plan = Sampling(steps=steps, solver=solver, noise_level=level, record=True, guidance=guidance)
+        self._first = True
+
+    @property
+    def sampling(self) -> Sampling:  # type: ignore[override]
+        """The rollout of this iteration: its window moves when `fast`."""
+        steps = self._plan.steps
+        if not self.fast:
+            return replace(self._plan, window=(0, steps - 1))
+        starts = min(steps // 2, steps - 1 - self.window) + 1
+        drawn = int(derive_seeds(self.seed, self.iterations, 0, stream="window")) % starts
+        return replace(self._plan, window=(drawn, self.window))
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        advantage = found.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+        kept = (found.keep & (advantage != 0)).nonzero().flatten()
+        self.stats = found.stats | {"samples_without_advantage": float(found.keep.sum()) - len(kept)}
+        start, length = self.sampling.window or (0, self.sampling.steps)
+        self._first = True
+        if self.guard:
+            self.policy.sync("default", "old")  # `old` remembers who sampled, for the updates after the first
+        sample = kept.repeat_interleave(length)
+        step = torch.arange(start, start + length, device=kept.device).repeat(len(kept))
+        part = torch.arange(len(kept), device=kept.device) % self.updates_per_iteration
+        return make_rows(
+            rollout.select("latents", "t", "log_prob", "cond"),
+            sample,
+            step=step,
+            advantage=advantage[sample],
+            part=part.repeat_interleave(length),
+        )
+
+    def batches(self, rows: TensorDict) -> Iterator[TensorDict]:
+        for _ in range(self.epochs):
+            for part in range(self.updates_per_iteration):
+                chosen = rows[rows["part"] == part]
+                if len(chosen):
+                    yield chosen
+
+    def loss(self, batch: TensorDict) -> TensorDict:
+        samples, sample = shared(batch)
+        step, cond = batch["step"], samples["cond"][sample]
+        x, x_next = samples["latents"][sample, step], samples["latents"][sample, step + 1]
+        t, t_next, t_cap = samples["t"][sample, step], samples["t"][sample, step + 1], samples["t"][sample, 1]
+        old_log_prob = samples["log_prob"][sample, step]
+        mu_base = self._transition(self._velocity_of(None, x, t, cond), x, t, t_next, t_cap).mean if self.kl else None
+        v = self._velocity(x, t, cond)
+        _, log_prob = stochastic_step(self.sampling, v, x, t, t_next, t_cap=t_cap, x_next=x_next)
+        self._check_ratio(log_prob, old_log_prob)
+        now = self._transition(v, x, t, t_next, t_cap)
+        if self.guard:
+            before = self._transition(self._old_velocity(v, x, t, cond), x, t, t_next, t_cap)
+            each = self._guarded_loss(log_prob, old_log_prob, batch["advantage"], now, before, t - t_next)
+        else:
+            each = grpo_loss(log_prob, old_log_prob, batch["advantage"], clip=self.clip)
+        change = (log_prob - old_log_prob).detach()
+        terms = {
+            "loss_policy": each.mean(),
+            "ratio_error": torch.expm1(change).abs().mean(),
+            "clipped": (torch.expm1(change).abs() > self.clip).float().mean(),
+        }
+        if mu_base is not None:
+            drift = (_mean((now.mean - mu_base).square()) / (2 * self._level(now, t, t_next).square())).mean()
+            terms |= {"loss_kl": self.kl * drift, "kl": drift.detach()}
+        return TensorDict(terms)
+
+    def _guarded_loss(
+        self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, now: Transition, before: Transition, dt: Tensor
+    ) -> Tensor:
+        """GRPO-Guard: rho = exp[(dlogp + mean(dmu^2) / (2 q^2)) q], whose mean over the noise is 1; loss / (-dt)."""
+        q = now.std.flatten()
+        bias = _mean((now.mean - before.mean).square()) / (2 * q.square())
+        return grpo_loss((log_prob - old_log_prob + bias) * q, torch.zeros_like(q), advantage, clip=self.clip) / dt
+
+    def _velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
+        if self._plan.guidance == 1.0:
+            return super()._velocity(x, t, cond)
+        return self.policy.guided_velocity(x, t, cond, self._plan.guidance)
+
+    def _transition(self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor) -> Transition:
+        level = self._plan.noise_level
+        if self._plan.solver == "sde":
+            return sde_transition(v, x, t, t_next, level, t_cap)
+        return (cps_transition if self._plan.solver == "cps" else dance_transition)(v, x, t, t_next, level)
+
+    def _level(self, step: Transition, t: Tensor, t_next: Tensor) -> Tensor:
+        """s_t [B]: the noise a unit of time for "sde" and "dance", the step's own for "cps"."""
+        std = step.std.flatten()
+        return std if self._plan.solver == "cps" else std / torch.sqrt(t - t_next)
+
+    def _check_ratio(self, log_prob: Tensor, old_log_prob: Tensor) -> None:
+        """Before the first update the learner is the sampler; a ratio that isn't 1 means that something else is."""
+        if not self._first:
+            return
+        error = float(torch.expm1(log_prob.detach() - old_log_prob).abs().max())
+        if not error <= self.ratio_tolerance:
+            raise ValueError(
+                f"FlowGRPO: before the first update the ratio of likelihoods must be 1, and it is off by {error:.1e} "
+                f"(at most {self.ratio_tolerance:.0e} was expected): the policy that is trained isn't the one that "
+                "sampled. Look for dropout, autocast or weights changed in between; in half precision raise "
+                "ratio_tolerance"
+            )
+
+    def after_update(self) -> None:
+        super().after_update()
+        self._first = False
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.flatten(1).mean(1)

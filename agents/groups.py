@@ -1,0 +1,237 @@
+"""Groups: the K samples of one context, compared with each other.
+
+A group is keyed by its context, never by its prompt: in super-resolution all contexts often share one prompt, and
+keying on text would merge every image into one group. In a batch [N] groups are contiguous, N = G K.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from srgym.rewards.base import Incompatible, Reward
+
+__all__ = ["Assessment", "Combine", "GroupFilter", "assess", "group_advantage", "group_moments", "optimality"]
+
+STDS = ("group", "batch")
+
+
+def _by_group(values: Tensor, group_size: int) -> Tensor:
+    """[N] to [G, K]."""
+    if group_size < 1 or values.dim() != 1 or len(values) % group_size:
+        raise ValueError(
+            f"expected scores [N] of whole groups of {group_size}, groups contiguous, got {tuple(values.shape)}"
+        )
+    return values.reshape(-1, group_size)
+
+
+def _is_valid(score: Tensor, valid: Tensor | None) -> Tensor:
+    finite = torch.isfinite(score)
+    return finite if valid is None else finite & valid.bool()
+
+
+def group_moments(score: Tensor, group_size: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation (of the population) and count of each group's valid scores: float64, float64, int64 [G].
+
+    In float64, so that equal scores have a spread of exactly zero.
+    """
+    kept = _by_group(_is_valid(score, valid), group_size)
+    scores = torch.where(kept, _by_group(score, group_size).double(), 0.0)
+    count = kept.sum(1)
+    mean = scores.sum(1) / count.clamp_min(1)
+    variance = (torch.where(kept, scores - mean[:, None], 0.0).square().sum(1)) / count.clamp_min(1)
+    return mean, variance.sqrt(), count
+
+
+def group_advantage(
+    score: Tensor, group_size: int, valid: Tensor | None = None, eps: float = 1e-4, *, std: str = "group"
+) -> Tensor:
+    """A = (score - mean of the group) / (std + eps), over the valid scores of each group.
+
+    Args:
+        score: [N], groups contiguous; non-finite scores count as invalid.
+        group_size: K.
+        valid: bool [N]; None: every finite score.
+        eps: what keeps a group without spread at zero.
+        std: "group" for each group's own, "batch" for that of all valid scores of the batch.
+
+    Returns:
+        [N], of the scores' type; 0 where invalid, and in a group of fewer than 2 valid scores.
+    """
+    if std not in STDS:
+        raise ValueError(f"std is that of the group or of the batch, got '{std}'")
+    valid = _is_valid(score, valid)
+    mean, spread, count = group_moments(score, group_size, valid)
+    if std == "batch":
+        spread = group_moments(score, len(score), valid)[1].expand_as(spread)
+    advantage = (_by_group(score, group_size).double() - mean[:, None]) / (spread[:, None] + eps)
+    usable = _by_group(valid, group_size) & (count >= 2)[:, None]
+    return torch.where(usable, advantage, 0.0).flatten().to(score.dtype)
+
+
+def optimality(advantage: Tensor, clip: float = 1.0) -> Tensor:
+    """How good a sample is among its group, in [0, 1]: r = clip(clip(A, -c, c) / (2c) + 1/2, 0, 1); OARS has c = 1."""
+    return (advantage.clamp(-clip, clip) / (2 * clip) + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class GroupFilter:
+    """Drops groups that have nothing left to teach: all samples good, and alike (OARS).
+
+    Attributes:
+        mean: a group's mean is high from here on, on the scaled score.
+        limit: its spread is low up to here.
+        spread: "std" or "var".
+        mode: "and" drops a group that is high and alike, "or" one that is either.
+        scale: scores are divided by it, to lie in [0, 1] (COMPASS: 5). None: by the upper end of the reward's range.
+    """
+
+    mean: float = 0.9
+    limit: float = 0.05
+    spread: str = "std"
+    mode: str = "and"
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.spread not in ("std", "var"):
+            raise ValueError(f"a group filter's spread is std or var, got '{self.spread}'")
+        if self.mode not in ("and", "or"):
+            raise ValueError(f"a group filter's mode is and or or, got '{self.mode}'")
+        if self.scale is not None and self.scale <= 0:
+            raise ValueError(f"a group filter's scale is above 0, got {self.scale}")
+
+    def for_reward(self, reward: Reward | None) -> "GroupFilter":
+        """The filter with its scale settled.
+
+        Raises:
+            Incompatible: for a reward whose range has no upper end above 0, when no scale is given.
+        """
+        if self.scale is not None:
+            return self
+        top = reward.range[1] if reward is not None else float("inf")
+        if not 0 < top < float("inf"):
+            name = reward.name if reward is not None else "none"
+            raise Incompatible(
+                f"the group filter compares scores in [0, 1], but reward '{name}' has the upper end {top}: give "
+                "filter.scale, what its scores are divided by, or leave the filter out"
+            )
+        return replace(self, scale=top)
+
+    def drops(self, score: Tensor, group_size: int, valid: Tensor | None = None) -> Tensor:
+        """Which groups are dropped: score [N] to bool [G]."""
+        mean, std, _ = group_moments(score / (self.scale or 1.0), group_size, valid)
+        high, alike = mean >= self.mean, (std if self.spread == "std" else std.square()) <= self.limit
+        return high & alike if self.mode == "and" else high | alike
+
+
+@dataclass(frozen=True)
+class Combine:
+    """One score from a reward's components.
+
+    Attributes:
+        weights: of the components, by name.
+        normalise: "none", or "per_component": each is standardised inside its group before the sum, so that a hard
+            component isn't drowned by an easy one.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    normalise: str = "none"
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("combine.weights needs at least one component: expected {name: weight}, got none")
+        if self.normalise not in ("none", "per_component"):
+            raise ValueError(f"combine.normalise is none or per_component, got '{self.normalise}'")
+
+    def __call__(
+        self, components: Mapping[str, Tensor], group_size: int, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Components [N] by name to (score [N], valid [N]): valid where every weighted component is.
+
+        Raises:
+            ValueError: naming a weighted component that the reward doesn't give.
+        """
+        strange = sorted(set(self.weights) - set(components))
+        if strange:
+            raise ValueError(f"combine.weights names '{strange[0]}', but the reward gives {', '.join(components)}")
+        parts = {name: components[name] for name in self.weights}
+        for part in parts.values():
+            valid = _is_valid(part, valid)
+        if self.normalise == "per_component":
+            parts = {name: group_advantage(part, group_size, valid) for name, part in parts.items()}
+        score = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
+        return score, torch.as_tensor(valid)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a rollout's scores say.
+
+    Attributes:
+        score: [N], what the samples are compared by.
+        advantage: [N], 0 where a sample is left out.
+        keep: bool [N], the valid samples of the groups that stay.
+        stats: counts of what was left out.
+    """
+
+    score: Tensor
+    advantage: Tensor
+    keep: Tensor
+    stats: dict[str, float]
+
+
+def assess(
+    rollout: TensorDict,
+    group_size: int,
+    *,
+    std: str = "group",
+    filter: GroupFilter | None = None,
+    combine: Combine | None = None,
+) -> Assessment:
+    """Compare the samples of each group.
+
+    A group with fewer than 2 valid samples, or under half of them valid, is dropped, and so is one that the filter
+    (which looks at the reward itself) drops.
+
+    Args:
+        rollout: TensorDict [N] with `reward`, `group` and, where there are, `valid` and `components`.
+
+    Raises:
+        ValueError: if groups aren't contiguous.
+    """
+    group = _by_group(rollout["group"], group_size)
+    if bool((group != group[:, :1]).any()):
+        raise ValueError(f"expected groups of {group_size} contiguous rows of one context each, got other groups")
+    reward = rollout["reward"]
+    valid = _is_valid(reward, rollout.get("valid", None))
+    score = reward
+    if combine is not None:
+        score, valid = combine(dict(rollout["components"].items()), group_size, valid)
+    count = group_moments(score, group_size, valid)[2]
+    poor = (count < 2) | (2 * count < group_size)
+    dull = torch.zeros_like(poor) if filter is None else filter.drops(reward, group_size, valid) & ~poor
+    keep = valid & ~(poor | dull).repeat_interleave(group_size)
+    advantage = group_advantage(score, group_size, keep if std == "batch" else valid, std=std)
+    stats = {
+        "groups": float(len(count)),
+        "groups_invalid": float(poor.sum()),
+        "groups_filtered": float(dull.sum()),
+        "samples_invalid": float((~valid).sum()),
+    }
+    return Assessment(score, torch.where(keep, advantage, 0.0), keep, stats)
+
+
+def from_config(kind: Any, value: Any) -> Any:
+    """A `GroupFilter` or `Combine` as given, from a mapping of its fields, or None."""
+    if value is None or isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping of {kind.__name__}'s fields or null, got {value!r}")
+    known = set(kind.__dataclass_fields__)
+    strange = sorted(set(value) - known)
+    if strange:
+        raise ValueError(f"{kind.__name__} has no '{strange[0]}': expected {', '.join(sorted(known))}")
+    return kind(**value)
