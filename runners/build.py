@@ -87,8 +87,12 @@ def load_policy(folder: Path) -> FlowPolicy:
     return policies.load(folder)
 
 
-def build_agent(section: Mapping[str, Any], policy: FlowPolicy, reward: Reward | None) -> "Agent":
-    """The agent of an agent section: `name` (one of the library's, or `module:Class`) and its hyperparameters."""
+def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
+    """The agent of an agent section: `name` (one of the library's, or `module:Class`) and its hyperparameters.
+
+    Raises:
+        Incompatible: if the agent can't learn from this reward or these contexts.
+    """
     options = dict(section)
     name = options.pop("name")
     if ":" in name:
@@ -98,7 +102,8 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, reward: Reward |
         from srgym import agents
 
         found = agents.agent_class(name)
-    agent: "Agent" = found(policy, reward, **options)
+    agent: Agent = found(policy, task.reward, **options)
+    agent.check(task.source.provides)
     return agent
 
 

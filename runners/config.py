@@ -85,7 +85,7 @@ def flatten(tree: Any, path: str = "") -> Iterator[str]:
 def _near(name: str, known: Sequence[str]) -> str:
     """Ends an error message with the nearest name there is."""
     by_leaf = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
-    match = get_close_matches(name, known, 1, 0.6)
+    match = [by_leaf[name]] if name in by_leaf else get_close_matches(name, known, 1, 0.6)
     if not match:
         match = [by_leaf[leaf] for leaf in get_close_matches(name.rpartition(".")[2], list(by_leaf), 1, 0.6)]
     return f"; did you mean '{match[0]}'?" if match else ""
@@ -277,7 +277,7 @@ def _stage(
     for section in SECTIONS:
         if section in stage and section not in _replaced(stage):
             _merge(sections[section], stage[section], f"stages.{name}.{section}")
-    _scale_budget(sections["runner"], float(tree.get("budget", 1.0)))
+    _scale_budget(sections["runner"], float(tree.get("effort", 1.0)))
     kept = {key: stage[key] for key in ("lora_from", "adapter", "weight") if key in stage}
     return StageConfig(name, kind, start, sections, kept)
 
@@ -309,9 +309,9 @@ def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mappi
 
 
 def _scale_budget(runner: dict[str, Any], share: float) -> None:
-    """Shorten (or lengthen) a stage: `budget=0.1` is a tenth of every stage."""
+    """Shorten (or lengthen) a stage: `effort=0.1` is a tenth of every stage."""
     if share <= 0:
-        raise ConfigError(f"budget is above 0, got {share}")
+        raise ConfigError(f"effort is above 0, got {share}")
     for key in ("iterations", "images"):
         if runner.get(key) is not None:
             runner[key] = max(1, round(runner[key] * share))

@@ -97,7 +97,9 @@ class Runner:
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, in [0, 1]."""
+        """The share of the budget that is spent, in [0, 1]; 1 too when the agent says that it's done."""
+        if self.agent.finished:
+            return 1.0
         return self.settings.budget.progress(self.iteration, self.images, self.seconds)
 
     @property
@@ -166,8 +168,8 @@ class Runner:
         logged |= {f"agent/{name}": float(value) for name, value in self.agent.stats.items()}
         logged["agent/rows"] = float(len(rows))
         if len(rows):
-            for _ in range(self.agent.epochs):
-                logged |= self._update(rows)
+            for batch in self.agent.batches(rows):
+                logged |= self._update(batch)
         self.agent.after_iteration()
         self.iteration += 1
         logged |= {f"cost/{name}": value for name, value in self.cost.items() if name != "iterations"}

@@ -131,7 +131,7 @@ class Run:
         reward = build.build_reward(sections["reward"])
         task = build.build_task(sections["env"], reward)
         policy = self._start(stage).to(build.pick_device(settings.device))
-        agent = build.build_agent(sections["agent"], policy, reward)
+        agent = build.build_agent(sections["agent"], policy, task)
         heldout = build.build_heldout(settings, sections["env"], self.config.tree.get("heldout"), reward, seed)
         loggers: list[Any] = []
         runner = Runner(

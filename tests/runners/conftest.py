@@ -115,6 +115,12 @@ class ToyAgent:
         self.stats = {"dropped": float(len(rollout) - len(kept))}
         return kept
 
+    finished = False
+
+    def batches(self, rows: TensorDict) -> Iterator[TensorDict]:
+        for _ in range(self.epochs):
+            yield rows
+
     def loss(self, batch: TensorDict) -> TensorDict:
         noise = Noise(derive_seeds(self.steps, 0, batch["seed"], stream="times"))
         x0 = self.policy.to_latent(batch["lr"], batch["cond"])
