@@ -83,6 +83,7 @@ class DiffusersPolicy(FlowPolicy):
         text_encoder, vae_encoder: "keep" on the device, "offload" to the CPU between uses, or "drop" after the first.
         cache: a folder for the prompts' embeddings, which other runs of the same text encoder share.
         cache_size: contexts whose conditions stay in memory.
+        lora_targets: endings of the modules that carry LoRA; None: the attention's projections.
 
     Raises:
         ValueError: for settings out of range, or where both or neither of `path` and `pipe` are given.
@@ -109,6 +110,7 @@ class DiffusersPolicy(FlowPolicy):
         vae_encoder: str = "keep",
         cache: str | None = None,
         cache_size: int = 256,
+        lora_targets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if (path is None) == (pipe is None):
@@ -122,7 +124,10 @@ class DiffusersPolicy(FlowPolicy):
             "scale": scale, "prompt": prompt, "negative_prompt": negative_prompt, "dtype": dtype,
             "checkpointing": checkpointing, "compiled": compiled, "decode_tile": decode_tile, "rows": rows,
             "text_encoder": text_encoder, "vae_encoder": vae_encoder, "cache": cache, "cache_size": cache_size,
+            "lora_targets": list(lora_targets) if lora_targets is not None else None,
         }  # fmt: skip
+        if lora_targets is not None:
+            self.lora_targets = tuple(lora_targets)
         self.transformer: Any = self.pipe.transformer
         self.vae: Any = self.pipe.vae
         self.factor: int = self.pipe.vae_scale_factor

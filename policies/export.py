@@ -1,0 +1,268 @@
+"""Taking a trained policy out of the house: LoRA files and model folders that stock diffusers reads, model cards."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from srgym.policies import adapters
+from srgym.policies.base import FlowPolicy
+from srgym.policies.diffusers_policy import DiffusersPolicy, core_state, write_core
+
+__all__ = ["LORA_FILE", "Card", "export_lora", "export_merged", "import_lora", "model_card"]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says beside what the policy knows itself.
+
+    Attributes:
+        base_model: the base's public name ("Qwen/Qwen-Image-Edit-2509").
+        reward: what it was trained to please.
+        data: what it was trained on.
+        command: the command that trained it.
+        metrics: measured values by name.
+        licence: of the weights: that of the base unless it allows another.
+    """
+
+    base_model: str
+    reward: str
+    data: str
+    command: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    licence: str = "other"
+
+
+def _over_diffusers(policy: FlowPolicy) -> DiffusersPolicy:
+    if not isinstance(policy, DiffusersPolicy):
+        raise ValueError(f"expected a policy over a diffusers pipeline, got '{policy.name}', which has no such format")
+    return policy
+
+
+def _with_lora(policy: FlowPolicy, adapter: str) -> adapters.LoraSettings:
+    if policy.lora is None:
+        raise ValueError(f"expected a policy with a LoRA, got a '{policy.name}' without")
+    if adapter not in adapters.names(policy.core):
+        found = ", ".join(adapters.names(policy.core))
+        raise ValueError(f"no adapter '{adapter}': the policy has {found}")
+    return policy.lora
+
+
+def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: Card | None = None) -> Path:
+    """Write one adapter as the stock pipeline's `load_lora_weights` reads it, float32, with its rank and alpha.
+
+    Args:
+        policy: one over a diffusers pipeline, with adapters.
+        folder: where to; `pytorch_lora_weights.safetensors` and, with a card, `README.md`.
+        adapter: "default" (the weights as trained) or "ema" (their average): another model, so there is no default.
+        card: for the model card.
+
+    Returns:
+        The LoRA file.
+
+    Raises:
+        ValueError: if there is no such adapter, or the policy isn't over a diffusers pipeline.
+    """
+    owner, settings, folder = _over_diffusers(policy), _with_lora(policy, adapter), Path(folder)
+    tensors = {
+        name.replace(f".{adapter}.", "."): p.detach().float().cpu().contiguous()
+        for name, p in adapters.parameters(owner.core, adapter)
+    }
+    modules = tuple(sorted(adapters.layers(owner.core)))  # in full, so that nothing has to be left out again
+    described = adapters.peft_config(adapters.LoraSettings(settings.rank, settings.alpha, modules)).to_dict()
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in described.items()}
+    type(owner.pipe).save_lora_weights(
+        str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=plain
+    )
+    if card is not None:
+        (folder / "README.md").write_text(model_card(owner, card, adapter=adapter))
+    return folder / LORA_FILE
+
+
+@torch.no_grad()
+def import_lora(policy: FlowPolicy, path: str | Path) -> None:
+    """Read a LoRA file in diffusers' format into the policy's adapters `default`, `old` and `ema`.
+
+    A file without metadata is read as diffusers reads it: alpha equal to the rank.
+
+    Args:
+        policy: one over a diffusers pipeline, without adapters.
+        path: the file, or its folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the first tensor that doesn't fit.
+    """
+    from safetensors import safe_open
+
+    owner, path = _over_diffusers(policy), Path(path)
+    path = path / LORA_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a LoRA file at {path}, found none")
+    with safe_open(path, "pt") as file:
+        tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    strange = next((name for name in tensors if ".lora_" not in name), None)
+    if strange is not None:
+        raise ValueError(f"expected LoRA tensors of a transformer in {path}, got '{strange}'")
+    modules = tuple(dict.fromkeys(name.split(".lora_")[0] for name in tensors))
+    rank = int(next(t for name, t in tensors.items() if ".lora_B." in name).shape[1])
+    alpha = float(described.get("transformer.lora_alpha", rank))
+    owner._add_adapters(adapters.LoraSettings(rank, alpha, modules))
+    for name, parameter in adapters.parameters(owner.core, "default"):
+        key = name.replace(".default.", ".")
+        if key not in tensors or tensors[key].shape != parameter.shape:
+            came = tuple(tensors[key].shape) if key in tensors else "nothing"
+            raise ValueError(f"LoRA tensor '{key}' in {path}: expected {tuple(parameter.shape)}, got {came}")
+        parameter.copy_(tensors[key])
+    for target in ("old", "ema"):
+        owner.sync("default", target)
+
+
+def export_merged(policy: FlowPolicy, folder: str | Path, *, adapter: str | None, card: Card | None = None) -> Path:
+    """Write the whole pipeline with an adapter merged into its transformer: a folder for `from_pretrained`.
+
+    The sum is made in float32 and rounded once to the base's type; in bf16 it would cost up to 8e-3 a weight.
+
+    Args:
+        policy: one over a diffusers pipeline on disk.
+        folder: where to; must not exist yet, or be empty.
+        adapter: "default", "ema", or None for the base as it is (a policy without adapters).
+        card: for the model card.
+
+    Raises:
+        ValueError: if there is no such adapter, the policy has no folder on disk, or `folder` holds something.
+    """
+    owner, folder = _over_diffusers(policy), Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"expected an empty folder for the merged model, got {folder}, which holds something")
+    deltas: Mapping[str, Tensor] = {}
+    if adapter is not None:
+        _with_lora(owner, adapter)
+        deltas = owner.adapter_deltas(adapter)
+    base = Path(owner.config["path"])
+    state = core_state(owner.core)
+    for name, delta in deltas.items():
+        weight = state[name]
+        state[name] = (weight.float().cpu() + delta).to(weight.dtype)
+    shutil.copytree(
+        base, folder, ignore=lambda where, _: ["transformer"] if Path(where) == base else [], dirs_exist_ok=True
+    )
+    write_core(owner.core, state, folder / "transformer")
+    if card is not None:
+        (folder / "README.md").write_text(model_card(owner, card, adapter=adapter, merged=True))
+    return folder
+
+
+# The card
+
+
+_USE = {
+    "qwen_image_edit": """\
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
+from srgym.policies.qwen_image_edit import restore_positions
+
+restore_positions(pipe.text_encoder)  # transformers 5 loses the positions of image tokens without it
+stock.VAE_IMAGE_SIZE = {reference}  # the reference's pixels; diffusers' own value is 1024 x 1024
+stock.CONDITION_IMAGE_SIZE = {text_image} ** 2
+image = pipe([photo], {prompt!r}, width=width, height=height, true_cfg_scale=1.0, num_inference_steps=40).images[0]""",
+    "flux_kontext": """\
+image = pipe(
+    photo, {prompt!r}, width=width, height=height, max_area=width * height, _auto_resize=False,
+    guidance_scale={embedded_guidance}, max_sequence_length={max_length}, num_inference_steps=40,
+).images[0]""",
+    "flux_controlnet": """\
+image = pipe(
+    {prompt!r}, control_image=photo, width=width, height=height, controlnet_conditioning_scale={conditioning_scale},
+    guidance_scale={embedded_guidance}, max_sequence_length={max_length}, num_inference_steps=40,
+).images[0]""",
+    "sd3": """\
+pixels = 2 * to_tensor(photo)[None].to(pipe.vae.device, pipe.vae.dtype) - 1
+vae = pipe.vae.config
+with torch.no_grad():
+    latent = pipe.vae.encode(pixels).latent_dist.mode()
+reference = (latent - vae.shift_factor) * vae.scaling_factor
+with conditioned(pipe, reference):
+    image = pipe(
+        {prompt!r}, latents=torch.randn_like(reference), width=width, height=height, guidance_scale=1.0,
+        max_sequence_length={max_length}, num_inference_steps=40,
+    ).images[0]""",
+}
+
+
+def _usage(policy: DiffusersPolicy, base_model: str, merged: bool) -> str:
+    """Python that runs the model in stock diffusers on photo.png, from inside the card's folder."""
+    options = dict(policy.config, prompt=policy.prompt)
+    side = options.get("reference")
+    options["reference"] = f"{side} ** 2" if side else "width * height"
+    names, extra = "DiffusionPipeline", ""
+    opened: list[str] = []
+    if policy.name == "flux_controlnet" and options["controlnet"]:
+        names, extra = "FluxControlNetModel, FluxControlNetPipeline", ", controlnet=controlnet"
+        opened = [f'controlnet = FluxControlNetModel.from_pretrained("{options["controlnet"]}", dtype=dtype)']
+    cell = 2 * policy.factor
+    weights = '"."' if merged else f'"{base_model}"'
+    opened.append(f"pipe = {names.split(', ')[-1]}.from_pretrained({weights}, dtype=dtype{extra})")
+    if not merged and policy.name == "sd3":
+        opened += ["widen(pipe.transformer)  # room for the LR image"]
+    if not merged:
+        opened.append('pipe.load_lora_weights(".")  # this folder')
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {names}",
+            "from PIL import Image",
+            *(["from srgym.policies.sd3 import conditioned, widen"] if policy.name == "sd3" else []),
+            *(["from torchvision.transforms.functional import to_tensor"] if policy.name == "sd3" else []),
+            "",
+            f"dtype = torch.{options['dtype']}",
+            *opened,
+            'photo = Image.open("photo.png").convert("RGB")',
+            f"width, height = (side * {policy.scale} // {cell} * {cell} for side in photo.size)",
+            "photo = photo.resize((width, height), Image.Resampling.BICUBIC)",
+            *_USE[policy.name].format(**options).splitlines(),
+        ]
+    )
+
+
+def model_card(policy: DiffusersPolicy, card: Card, *, adapter: str | None, merged: bool = False) -> str:
+    """A README.md for a repository of weights: where they come from, what they are, how to run them in diffusers."""
+    lora = policy.lora
+    kind = "merged model" if merged else "LoRA"
+    which = {"default": "the weights as trained", "ema": "the running average of the trained weights"}.get(
+        adapter or "", "all weights"
+    )
+    front = {
+        "base_model": card.base_model,
+        "base_model_relation": "finetune" if merged else "adapter",
+        "library_name": "diffusers",
+        "license": card.licence,
+        "pipeline_tag": "image-to-image",
+        "tags": ["super-resolution", "reinforcement-learning", *([] if merged else ["lora"])],
+    }
+    rows = [
+        ("Base model", card.base_model),
+        ("Weights", f"{which}" + (f" (adapter `{adapter}`)" if adapter else "")),
+        ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}" if lora is not None else "none"),
+        ("Scale", f"{policy.scale} times"),
+        ("Prompt", f"`{policy.prompt}`" if policy.prompt else "none"),
+        ("Reward", card.reward),
+        ("Data", card.data),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in card.metrics.items())
+    measured = f"| metric | value |\n|---|---|\n{metrics}\n" if metrics else "None were measured.\n"
+    head = "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items())
+    return (
+        f"---\n{head}\n---\n\n# Super-resolution {kind} for {card.base_model}\n\n"
+        f"Trained by reinforcement learning with srgym.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"## Training\n\n```\n{card.command}\n```\n\n## Metrics\n\n{measured}\n"
+        f"## Use in diffusers\n\n```python\n{_usage(policy, card.base_model, merged)}\n```\n"
+    )
