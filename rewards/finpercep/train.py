@@ -1,0 +1,253 @@
+"""Training FinPercep-RM: its three losses, and the loop over one stage.
+
+L = w_map |M - M_gt|_1 + w_rank [relu(m1 - (S_syn - S_SR)) + relu(m2 - (S_GT - S_syn))] + w_align |S(GT) - S_base(GT)|.
+The paper leaves margins, weights and the optimiser open; the defaults are ours. So is that the map is learnt on SR and
+on the ground truth too, not on the mixture alone: a map that never saw a clean image finds faults in it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgym.rewards.finpercep.model import FinPercepRM
+from srgym.rewards.finpercep.synthesis import Features, fault_map, normaliser, random_mask, region_mask, synthesise
+
+__all__ = ["Example", "align_loss", "fit", "losses", "make_examples", "map_loss", "measure", "rank_loss", "train"]
+
+Base = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch to learn from: SR, its ground truth, the mixture of both, and the map of what is wrong with the mixture.
+
+    Attributes:
+        sr, gt, synthetic: [B, 3, H, W] in [0, 1].
+        fault: [B, 1, H, W] in [0, 1], the mixture's.
+        sr_fault: [B, 1, H, W] in [0, 1], that of SR itself.
+    """
+
+    sr: Tensor
+    gt: Tensor
+    synthetic: Tensor
+    fault: Tensor
+    sr_fault: Tensor
+
+    def to(self, device: torch.device) -> "Example":
+        """The same on another device."""
+        parts = (self.sr, self.gt, self.synthetic, self.fault, self.sr_fault)
+        return Example(*(part.to(device) for part in parts))
+
+
+def make_examples(
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    *,
+    seed: int,
+    features: Features | None = None,
+    alpha: float = 0.5,
+    divisor: float | None = None,
+    regions: float = 0.5,
+) -> list[Example]:
+    """Examples from batches (SR, GT), each [B, 3, H, W] in [0, 1].
+
+    Args:
+        seed: of the masks; each image's depends on it and on the image's number, not on the cut into batches.
+        features: for the map (see `fault_map`).
+        alpha: the pixels' share in the map.
+        divisor: that brings maps to [0, 1] (see `normaliser`); of these very examples when None. Held-out data take
+            the training data's.
+        regions: how many of the masks follow the picture's regions; the others are rectangles and strokes.
+    """
+    made, number = [], 0
+    for sr, gt in pairs:
+        masks = []
+        for image in gt:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            number += 1
+            follow = torch.rand((), generator=generator) < regions
+            masks.append(
+                region_mask(image, generator) if follow else random_mask(image.shape[-2], image.shape[-1], generator)
+            )
+        synthetic = synthesise(sr, gt, torch.stack(masks).to(gt))
+        faults = (fault_map(synthetic, gt, features, alpha), fault_map(sr, gt, features, alpha))
+        made.append(Example(sr, gt, synthetic, *faults))
+    if not made:
+        raise ValueError("expected at least one batch of (SR, GT) to learn from, got none")
+    if divisor is None:
+        divisor = normaliser(torch.cat([example.fault.flatten() for example in made]))
+    return [
+        Example(e.sr, e.gt, e.synthetic, (e.fault / divisor).clamp(max=1), (e.sr_fault / divisor).clamp(max=1))
+        for e in made
+    ]
+
+
+def map_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """|M - M_gt|_1: [B] from maps [B, 1, H, W]."""
+    return (predicted - target).abs().mean((1, 2, 3))
+
+
+def rank_loss(s_sr: Tensor, s_syn: Tensor, s_gt: Tensor, margins: tuple[float, float] = (0.05, 0.05)) -> Tensor:
+    """relu(m1 - (S_syn - S_SR)) + relu(m2 - (S_GT - S_syn)), [B]: SR below the mixture below the ground truth."""
+    return torch.relu(margins[0] - (s_syn - s_sr)) + torch.relu(margins[1] - (s_gt - s_syn))
+
+
+def align_loss(s_gt: Tensor, base: Tensor) -> Tensor:
+    """|S(GT) - S_base(GT)|, [B]: keeps the scale of the model that training starts from."""
+    return (s_gt - base).abs()
+
+
+def losses(
+    model: FinPercepRM,
+    example: Example,
+    base: Base,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    margins: tuple[float, float] = (0.05, 0.05),
+) -> dict[str, Tensor]:
+    """The weighted terms `map`, `rank` and `align`, scalars; stage 0 has no map to learn."""
+    count = len(example.gt)
+    # One pass for all three, so that they see the same weights and cost one launch.
+    score, fault = model(torch.cat([example.sr, example.synthetic, example.gt]))
+    s_sr, s_syn, s_gt = score.split(count)
+    target = torch.cat([example.sr_fault, example.fault, torch.zeros_like(example.fault)])
+    terms = {
+        "rank": weights[1] * rank_loss(s_sr, s_syn, s_gt, margins).mean(),
+        "align": weights[2] * align_loss(s_gt, base(example.gt)).mean(),
+    }
+    if model.stage > 0:
+        terms["map"] = weights[0] * map_loss(fault, target).mean()
+    return terms
+
+
+def train(
+    model: FinPercepRM,
+    examples: Iterable[Example],
+    *,
+    steps: int,
+    base: Base | None = None,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    margins: tuple[float, float] = (0.05, 0.05),
+    lr: float = 1e-4,
+    device: str | torch.device = "cpu",
+) -> list[dict[str, float]]:
+    """Train the model at its stage, in place; grow it and train again for the next.
+
+    Args:
+        examples: batches, an endless or long enough iterable; the caller shuffles them.
+        steps: optimiser steps (AdamW).
+        base: S_base, images to scores [B] in [0, 1]; 0.8 everywhere when None, for a model that starts from nothing.
+        weights: of map, rank and align. margins: m1 and m2.
+        lr: the learning rate.
+
+    Returns:
+        one mapping a step: `loss` and its terms.
+
+    Raises:
+        ValueError: if the examples end before `steps`.
+    """
+    if steps < 1:
+        raise ValueError(f"expected at least 1 step, got {steps}")
+    device = torch.device(device)
+    model.to(device).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    trained = model.trainable()
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(trained, lr=lr)
+    history = []
+    for example in islice(examples, steps):
+        terms = losses(model, example.to(device), base if base is not None else _constant, weights, margins)
+        loss = torch.stack(list(terms.values())).sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        history.append({"loss": float(loss.detach())} | {name: float(term.detach()) for name, term in terms.items()})
+    model.eval().requires_grad_(False)
+    if len(history) < steps:
+        raise ValueError(f"expected examples for {steps} steps, got {len(history)}")
+    return history
+
+
+def fit(
+    model: FinPercepRM,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    folder: str | Path,
+    *,
+    steps: Mapping[int, int],
+    seed: int,
+    base: Base | None = None,
+    lr: float = 1e-4,
+    device: str | torch.device = "cpu",
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Train a model stage by stage, measure it on held-out images, and save it with both written beside the weights.
+
+    Args:
+        model: at any stage up to the first of `steps`; grown as needed.
+        examples, held_out: of different photographs.
+        folder: where the model is saved.
+        steps: of each stage, in order, such as {0: 2000, 1: 2000}.
+        seed: of the order in which batches are seen.
+        notes: what else to write down (the data's source, the date, the command).
+
+    Returns:
+        what `measure` finds at the end.
+    """
+    started = time.monotonic()
+    order = torch.Generator().manual_seed(seed)
+    for stage, count in sorted(steps.items()):
+        while model.stage < stage:
+            model.grow()
+        if model.stage > stage:
+            raise ValueError(f"the model is at stage {model.stage}, past stage {stage}, which it was to be trained at")
+        train(model, _shuffled(examples, order), steps=count, base=base, lr=lr, device=device)
+    found = measure(model, held_out, device)
+    told = {"steps": {str(stage): count for stage, count in steps.items()}, "lr": lr, "seed": seed, **(notes or {})}
+    model.save(folder, held_out=found, seconds=round(time.monotonic() - started), **told)
+    return found
+
+
+def measure(model: FinPercepRM, examples: Sequence[Example], device: str | torch.device = "cpu") -> dict[str, float]:
+    """How good a model is on examples.
+
+    Returns:
+        `ordered`, the share with S_SR < S_syn < S_GT; `spearman`, the rank correlation of S with minus the mean fault
+        over SR, mixture and ground truth; `map_l1` and `map_pearson`, of the mixture's map.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    scores, faults, maps, targets = [], [], [], []
+    with torch.no_grad():
+        for example in examples:
+            e = example.to(torch.device(device))
+            parts = [model(image) for image in (e.sr, e.synthetic, e.gt)]
+            scores.append(torch.stack([score for score, _ in parts], 1))
+            of_gt = torch.zeros(len(e.gt), device=e.gt.device)
+            faults.append(torch.stack([e.sr_fault.mean((1, 2, 3)), e.fault.mean((1, 2, 3)), of_gt], 1))
+            maps.append(parts[1][1].flatten())
+            targets.append(e.fault.flatten())
+    s, fault = torch.cat(scores).cpu(), torch.cat(faults).cpu()
+    m, target = torch.cat(maps).cpu(), torch.cat(targets).cpu()
+    return {
+        "ordered": float(((s[:, 0] < s[:, 1]) & (s[:, 1] < s[:, 2])).float().mean()),
+        "spearman": float(spearmanr(s.flatten().numpy(), -fault.flatten().numpy()).statistic),
+        "map_l1": float((m - target).abs().mean()),
+        "map_pearson": float(pearsonr(m.numpy(), target.numpy()).statistic),
+    }
+
+
+def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> Iterator[Example]:
+    while True:
+        for i in torch.randperm(len(examples), generator=generator).tolist():
+            yield examples[i]
+
+
+def _constant(images: Tensor) -> Tensor:
+    return images.new_full((len(images),), 0.8)
