@@ -1,0 +1,179 @@
+"""Image files to RGB: what a folder of photographs really holds, read in one documented way or refused by name."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "image_files", "image_size", "read_image", "to_float"]
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+# Pillow's own threshold of suspicion: 268 MB of RGB, above any benchmark's images and any camera's but a few.
+MAX_PIXELS = 89_478_485
+
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap the sides
+_ORIENTATION = 0x0112
+
+
+class BadImage(ValueError):
+    """A file that can't be used as an image; the message names the file, what was expected and what came."""
+
+
+def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read an image file as uint8 RGB [3, H, W].
+
+    - EXIF orientations 1-8 are applied, before anything else looks at the sides.
+    - Transparency (RGBA, LA, a palette's transparent colour) is composited on white, as most viewers show it.
+    - Greyscale and 1 bit become three equal channels; a palette and CMYK become RGB (Pillow's conversion; embedded
+      colour profiles aren't applied).
+    - 16-bit greyscale is rounded to 8 bit (65535 is 255); of 16-bit RGB the high byte is kept.
+    - Of several frames or pages the first is read.
+
+    Args:
+        max_pixels: larger images are refused from their header, before they are decoded.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        BadImage: for a file that is no image, is cut off or damaged, is too large, or holds floating-point values.
+    """
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
+        try:
+            image.load()
+            pixels = _rgb(_upright(image), path)
+        except BadImage:
+            raise
+        except Exception as error:  # Pillow's decoders raise of many kinds on damaged data
+            raise BadImage(
+                f"{path}: expected a whole image file, got one that is cut off or damaged ({error})"
+            ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as `read_image` would give it, from the header alone. Raises as `read_image` does."""
+    path = Path(path)
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+        except Exception as error:
+            raise BadImage(f"{path}: expected a whole image file, got damaged EXIF data ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1]."""
+    return image.float() / 255
+
+
+def image_files(folder: str | os.PathLike[str], max_files: int | None = None) -> list[Path]:
+    """All image files under a folder (by suffix, recursive, hidden ones left out), sorted by their path in it.
+
+    Raises:
+        FileNotFoundError: when the folder doesn't exist or isn't one.
+        ValueError: when it holds no image file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder of images, got {root}, which {_what_is(root)}")
+    inside = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    if not files:
+        raise ValueError(f"expected images ({', '.join(sorted(SUFFIXES))}) under {root}, got none")
+    return files[:max_files]
+
+
+class ImageCache:
+    """Decoded images, the least recently used dropped first.
+
+    Args:
+        megabytes: how much is kept; an image larger than that is read each time.
+    """
+
+    def __init__(self, megabytes: float = 512) -> None:
+        self._limit = int(megabytes * 2**20)
+        self._held: OrderedDict[Path, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def read(self, path: Path) -> Tensor:
+        """`read_image`, remembered. Several threads may read at once; the tensor is shared, so never written to."""
+        with self._lock:
+            if path in self._held:
+                self._held.move_to_end(path)
+                return self._held[path]
+        image = read_image(path)
+        with self._lock:
+            if path not in self._held and image.nbytes <= self._limit:
+                self._held[path] = image
+                self._bytes += image.nbytes
+            while self._bytes > self._limit:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return image
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"_limit": self._limit}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["_limit"] / 2**20)  # type: ignore[misc]
+
+
+def _what_is(path: Path) -> str:
+    return "is a folder" if path.is_dir() else "is a file" if path.exists() else "doesn't exist"
+
+
+def _opened(path: Path, max_pixels: int) -> Image.Image:
+    """The file with its header read, and of an allowed size."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected an image file, got {path}, which {'is a folder' if path.exists() else _what_is(path)}"
+        )
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{path}: expected at most {max_pixels:,} pixels, got far more ({error})") from error
+    except Exception as error:
+        raise BadImage(f"{path}: expected an image file, got one that can't be read as an image ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise BadImage(f"{path}: expected at most {max_pixels:,} pixels, got {width} x {height} = {width * height:,}")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] of whatever mode came."""
+    mode = image.mode
+    if mode == "F":
+        raise BadImage(f"{path}: expected 8- or 16-bit pixels, got 32-bit floating point, whose range isn't known")
+    if mode.startswith("I"):
+        grey = _from_16_bit(np.asarray(image), path)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = _on_white(image)
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bit(values: npt.NDArray[np.generic], path: Path) -> npt.NDArray[np.uint8]:
+    wide = values.astype(np.float64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise BadImage(f"{path}: expected 8- or 16-bit pixels, got values from {wide.min():.0f} to {wide.max():.0f}")
+    return np.rint(wide / 257).astype(np.uint8)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer)

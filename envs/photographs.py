@@ -1,0 +1,177 @@
+"""The default contexts: real colour photographs that are on the disk already, inside three libraries that srgym needs.
+
+Nothing is downloaded: the files lie in the libraries' packages and are opened by their paths.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from srgym.envs.crops import Colours, Crop, random_colours, random_crop, tiles, whole
+from srgym.envs.degradation import degrade, mix_seed
+from srgym.envs.images import read_image, to_float
+from srgym.envs.sources import Sample, Source
+
+__all__ = ["PHOTOGRAPHS", "Photograph", "Photographs"]
+
+_FOLDERS = {"skimage": "data", "sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data"}
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A shipped photograph: where it lies, which split it belongs to, and what it shows."""
+
+    name: str
+    library: str
+    file: str
+    split: Literal["train", "validation", "test"]
+    prompt: str
+    scientific: bool = False
+
+
+# Split once, by whole photographs, before anything was trained; no crop of a test photograph is ever in training.
+# - Test has four scenes, since an interval over photographs rests on how many there are; they differ in what is hard:
+#   fur, glaze and wood grain, architecture with foliage, and lattices on a smooth sky.
+# - Validation has a flower on a blurred ground and a portrait with a flag: smooth and sharp parts in both.
+# - Training has the most detailed scene and a portrait. The motorcycle's two files are one scene from two
+#   viewpoints, so they can't be in different splits.
+# - Scientific images have none of a photograph's statistics, so they are in training alone and with a quarter of the
+#   crops: most of the retina and the deep field is flat.
+PHOTOGRAPHS = (
+    Photograph("astronaut", "skimage", "astronaut.png", "train", "an astronaut in an orange space suit before a flag"),
+    Photograph("motorcycle_left", "skimage", "motorcycle_left.png", "train", "a red motorcycle in a workshop"),
+    Photograph("motorcycle_right", "skimage", "motorcycle_right.png", "train", "a red motorcycle in a workshop"),
+    Photograph("retina", "skimage", "retina.jpg", "train", "a retina with its blood vessels", scientific=True),
+    Photograph("ihc", "skimage", "ihc.png", "train", "stained tissue under a microscope", scientific=True),
+    Photograph("hubble", "skimage", "hubble_deep_field.jpg", "train", "galaxies in a dark sky", scientific=True),
+    Photograph("flower", "sklearn", "flower.jpg", "validation", "an orange dahlia before dark leaves"),
+    Photograph("hopper", "matplotlib", "grace_hopper.jpg", "validation", "a naval officer in uniform before a flag"),
+    Photograph("chelsea", "skimage", "chelsea.png", "test", "the face of a tabby cat"),
+    Photograph("coffee", "skimage", "coffee.png", "test", "an espresso on a red saucer on a wooden table"),
+    Photograph("china", "sklearn", "china.jpg", "test", "a Chinese tower above trees and a lake"),
+    Photograph("rocket", "skimage", "rocket.jpg", "test", "a rocket between lattice towers at dusk"),
+)
+
+SPLITS = ("train", "validation", "test")
+
+
+class Photographs(Source):
+    """Crops of the shipped photographs, or these whole.
+
+    In `train` a crop lies at a random place in one of eight orientations, drawn from (seed, id). In `validation` and
+    `test` the crops are tiles that don't overlap, the same whatever the seed. What the degradation draws depends on
+    (seed, id) in all three. Samples are ordered by photograph: "chelsea/0", "chelsea/1", ...
+
+    Args:
+        split: "train", "validation" or "test".
+        preset: how LR is made; a name of `degradation.PRESETS`.
+        scale: how many times larger HR is.
+        size: side of an HR crop in pixels, a multiple of `scale`; None gives each photograph whole, once.
+        crops: how many of each photograph. In training a scientific image has a quarter as many; in validation and
+            test there are at most as many tiles as fit side by side (6 to 20 of 128 pixels).
+        seed: of places, orientations and degradations.
+        augment: draw new colours for half of the training crops: channels permuted, each gained by .7 to 1.3. A few
+            photographs don't have many.
+
+    Raises:
+        ValueError: for an argument out of its range.
+        FileNotFoundError: when a library lacks its photograph.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        preset: str = "mild",
+        scale: int = 4,
+        size: int | None = 128,
+        crops: int = 2000,
+        seed: int = 0,
+        augment: bool = False,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
+        if crops < 1:
+            raise ValueError(f"expected at least 1 crop of each photograph, got {crops}")
+        degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
+        self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
+        self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
+        self.provides = frozenset({"lr", "hr", "prompt", "degradation"})
+        shortest = min(min(_pixels(p).shape[1:]) for p in self.photographs)
+        if size is not None and not (scale <= size <= shortest and size % scale == 0):
+            raise ValueError(
+                f"expected size as a multiple of the scale {scale} up to {shortest}, the shortest side in '{split}', "
+                f"got {size}"
+            )
+        self._side = size
+        self.size = None if size is None else (size // scale, size // scale)
+        self._ends = list(accumulate(self._count(p, crops) for p in self.photographs))
+        self._tiles = [] if size is None or split == "train" else self._all_tiles(size, crops)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        photograph, number = self._find(index)
+        if self._side is None:
+            return self.full(index)
+        name = f"{photograph.name}/{number}"
+        if self.split != "train":
+            return self._sample(photograph, name, self._tiles[index])
+        height, width = _pixels(photograph).shape[1:]
+        crop = random_crop(height, width, self._side, self.seed, name)
+        colours = random_colours(self.seed, name) if self.augment else None
+        return self._sample(photograph, name, crop, colours)
+
+    def full(self, index: int) -> Sample:
+        """The whole photograph that sample `index` is a crop of, its sides cut to multiples of the scale."""
+        photograph, _ = self._find(index)
+        height, width = _pixels(photograph).shape[1:]
+        return self._sample(photograph, photograph.name, whole(height, width, self.scale))
+
+    def _count(self, photograph: Photograph, crops: int) -> int:
+        if self._side is None:
+            return 1
+        if self.split == "train":
+            return max(1, crops // 4) if photograph.scientific else crops
+        height, width = _pixels(photograph).shape[1:]
+        return len(tiles(height, width, self._side, crops))
+
+    def _all_tiles(self, size: int, crops: int) -> list[Crop]:
+        shapes = [_pixels(photograph).shape for photograph in self.photographs]
+        return [tile for _, height, width in shapes for tile in tiles(height, width, size, crops)]
+
+    def _find(self, index: int) -> tuple[Photograph, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected an index from 0 to {len(self) - 1}, got {index}")
+        place = bisect_right(self._ends, index)
+        return self.photographs[place], index - (self._ends[place - 1] if place else 0)
+
+    def _sample(self, photograph: Photograph, name: str, crop: Crop, colours: Colours | None = None) -> Sample:
+        hr = to_float(crop.of(_pixels(photograph)))
+        if colours is not None:
+            hr = colours.of(hr)
+        lr, records = degrade(hr[None], self.preset, seed=[mix_seed(self.seed, name)], scale=self.scale)
+        return Sample(name, lr[0], hr, photograph.prompt, records[0])
+
+
+@cache
+def _pixels(photograph: Photograph) -> Tensor:
+    """uint8 [3, H, W], decoded once in a process."""
+    spec = find_spec(photograph.library)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"the photograph '{photograph.name}' ships with {photograph.library}, which isn't installed"
+        )
+    path = Path(spec.origin).parent / _FOLDERS[photograph.library] / photograph.file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected the photograph '{photograph.name}' in {photograph.library}, at {path}; it isn't there"
+        )
+    return read_image(path)
