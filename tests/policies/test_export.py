@@ -11,6 +11,7 @@ from srgym.policies.diffusers_common import pack, unpack
 from srgym.policies.export import LORA_FILE, Card, export_lora, export_merged, import_lora
 from srgym.policies.qwen_image_edit import restore_positions
 from srgym.policies.sd3 import conditioned, widen
+from srgym.runners.merge import merge
 
 T = torch.tensor([0.6])
 
@@ -186,3 +187,61 @@ def test_a_policy_folder_and_an_export_agree(trained, kind, picture, start, tmp_
     with torch.no_grad(), loaded.adapter("ema"):
         expected = loaded.velocity(noise, T, cond)
         torch.testing.assert_close(back.velocity(noise, T, cond), expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def tuned(make_tiny):
+    """A policy of other weights and the same architecture, as after a fine-tuning."""
+
+    def get(kind):
+        policy = make_tiny(kind, on_disk=True)
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in policy.core.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        return policy
+
+    return get
+
+
+@pytest.mark.parametrize("form", ["pipeline", "policy", "policy with a LoRA"])
+def test_srgym_merge_transplants_the_lora(trained, tuned, make_tiny, shake, kind, form, picture, start, tmp_path):
+    """Merged forward = fine-tuned forward + LoRA forward, whatever form the fine-tuned model has on disk."""
+    trained.save(tmp_path / "lora")
+    into, expected = tuned(kind), tuned(kind)
+    if form == "pipeline":
+        export_merged(into, tmp_path / "into", adapter=None)
+    elif form == "policy":
+        into.save(tmp_path / "into")
+    else:
+        into, expected = make_tiny(kind, on_disk=True), make_tiny(kind, on_disk=True)
+        into.add_adapters(rank=3, alpha=2)
+        shake(into, "ema", seed=8)
+        into.save(tmp_path / "into")
+        expected.add_deltas(into.adapter_deltas("ema"))
+    expected.add_deltas(trained.adapter_deltas("ema"))
+    report = merge(tmp_path / "lora", tmp_path / "into", tmp_path / "out", adapter="ema")
+    assert report.changed == len(trained.adapter_deltas())
+    assert (report.worst is None) if kind == "sd3" and form != "pipeline" else (report.worst <= 1e-5)
+    options = {name: value for name, value in trained.config.items() if name != "path"}
+    merged = make(kind, path=str(tmp_path / "out"), **options) if form == "pipeline" else load(tmp_path / "out")
+    assert not merged.has_adapters
+    cond = merged.encode({"lr": picture[0]})
+    noise = start(merged, cond)
+    with torch.no_grad():
+        v = merged.velocity(noise, T, cond)
+        torch.testing.assert_close(v, expected.velocity(noise, T, cond), rtol=0, atol=1e-5)
+        assert (v - into.velocity(noise, T, cond)).abs().max() > 1e-3
+
+
+def test_a_transplant_into_another_model_is_refused_by_name(trained, kind, saved, tmp_path, tiny):
+    """For SD3 the model that wasn't widened; for the others one with a tensor less, which the LoRA leaves alone."""
+    trained.save(tmp_path / "lora")
+    if kind == "sd3":
+        into, name = saved(kind), "pos_embed.proj.weight"
+    else:
+        pipe, into, name = tiny(kind), tmp_path / "into", "proj_out.bias"
+        pipe.transformer.proj_out.bias = None
+        pipe.save_pretrained(into)
+    with pytest.raises(ValueError, match=f"first tensor that differs is '{name}', expected .*, got"):
+        merge(tmp_path / "lora", into, tmp_path / "out")
