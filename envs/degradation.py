@@ -244,17 +244,18 @@ def _draw_mild(rng: np.random.Generator, scale: int) -> Record:
 
 
 def _draw_mixture(rng: np.random.Generator, scale: int) -> Record:
-    """Four losses, each there or not: one sample in 19 has none but the scale, a third have three or more.
+    """Four losses, each there or not: one sample in 62 has none but the scale, half have three or more.
 
     - Blur (probability .6): sigma U(.1, 2) HR pixels.
-    - Resolution (.4): lost beyond the scale by a factor up to 4 / scale, and at least up to 1.5, log-uniform; LR is
-      enlarged again, for its size is that of the scale.
+    - Resolution (.75): lost beyond the scale by a factor of min(U(1, 5), 4) / scale, at most 1.5 where the scale is 4;
+      LR is enlarged again, for its size is that of the scale. At scale 1 this is denoising to x4 super-resolution.
     - Noise (.6): sigma 30 u^2 / 255, u uniform, so that weak noise is as common as it is in photographs.
     - JPEG (.6): quality 30-100.
     """
     blur, noise, quality = float(rng.uniform(0.1, 2.0)), 30 * float(rng.random()) ** 2, int(rng.integers(30, 101))
-    loss = math.exp(rng.uniform(0, math.log(max(4 / scale, 1.5))))
-    blurred, lost, noisy, saved = (rng.random(4) < (0.6, 0.4, 0.6, 0.6)).tolist()
+    limit = max(4 / scale, 1.5)
+    loss = min(float(rng.uniform(1, 1.25 * limit)), limit)
+    blurred, lost, noisy, saved = (rng.random(4) < (0.6, 0.75, 0.6, 0.6)).tolist()
     shrink = str(rng.choice(["area", "bicubic_antialias"]))
     return {
         "blur1": kernels.round_gaussian(blur) if blurred else None,
