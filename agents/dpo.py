@@ -25,7 +25,7 @@ from srgym.rewards.base import Reward
 __all__ = ["DPO", "Pairs", "dpo_loss", "dpo_margin", "pair_up"]
 
 PAIRS = ("best_worst", "top_n", "offline")
-_SMOOTHING = 0.9
+_SMOOTHING, _WARM_UP = 0.9, 10  # of accuracy and margin, in updates
 
 
 def dpo_margin(err_win: Tensor, ref_win: Tensor, err_lose: Tensor, ref_lose: Tensor, *, beta: float) -> Tensor:
@@ -239,7 +239,7 @@ class DPO(Agent):
         """Whether winners and losers are told apart almost always and the margin still grows: time to stop."""
         weight = max(self._smooth["weight"], 1e-12)
         accuracy, margin = self._smooth["accuracy"] / weight, self._smooth["margin"] / weight
-        return self.updates >= 1 / (1 - _SMOOTHING) and accuracy >= self.stop_accuracy and margin >= self.stop_margin
+        return self.updates >= _WARM_UP and accuracy >= self.stop_accuracy and margin >= self.stop_margin
 
     def state(self) -> dict[str, Tensor | float | int]:
         return super().state() | {f"smooth_{name}": value for name, value in self._smooth.items()}

@@ -81,7 +81,7 @@ class REFL(Agent):
 
     def loss(self, batch: TensorDict) -> TensorDict:
         assert self.reward is not None
-        noise = Noise(batch["seed"], self.policy.device)
+        noise = Noise(batch["seed"].cpu(), self.policy.device)
         cond = batch["cond"]
         x = noise.normal(self.policy.latent_shape(cond))
         times = self.policy.sigmas(self.steps, cond).to(x.device)
