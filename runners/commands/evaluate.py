@@ -1,0 +1,129 @@
+"""srgym evaluate [key=value ...]: score a policy, or a folder of images.
+
+  srgym evaluate policy=runs/oars                       a run's (or a saved policy's) folder on the test photographs
+  srgym evaluate policy=runs/oars env=paired_folders env.lr=LR env.hr=HR metrics=[psnr_y,lpips]
+  srgym evaluate policy={sft: runs/a, oars: runs/b} baselines=true limit=24
+  srgym evaluate pred=FOLDER hr=FOLDER metrics=[psnr_y,ssim_y] out=FOLDER
+  srgym evaluate pred={OSEDiff: A, ours: B} hr=HR dataset=RealSR   with the papers' figures beside ours
+
+Contexts come from env= and env.key=VALUE as in training, or from folders, matched by stem. Metrics are rewards by name
+(srgym rewards) and psnr_chroma, appearance. Settings and their defaults: configs/evaluate.yaml.
+
+Writes results.csv and results.parquet (one row a number), results.json (what the numbers mean), report.html, report.md.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srgym.runners.command_line import defaults, take_values
+from srgym.runners.config import ConfigError
+
+__all__ = ["run"]
+
+
+def run(arguments: list[str]) -> int:
+    settings, rest = take_values(arguments, defaults("evaluate"), ("env",))
+    if bool(settings["policy"]) == bool(settings["pred"]):
+        raise ConfigError("expected either policy=FOLDER or pred=FOLDER, got both or none of them; see --help")
+    if settings["pred"] and rest:
+        raise ConfigError(f"pred= brings its own contexts by hr= and lr=, so '{rest[0]}' has no effect: leave it out")
+    if settings["dataset"] is not None:
+        from srgym.runners.published import published_tables
+
+        published_tables(settings["dataset"])  # an unknown data set is refused before anything is scored
+    env = None if settings["pred"] else _env(rest)
+    from srgym.runners.build import use_threads
+
+    use_threads(settings["threads"])
+    page = _evaluate(settings, env)
+    print(f"done: {page}")
+    return 0
+
+
+def _env(arguments: list[str]) -> dict[str, Any]:
+    """The env section; of the photographs the test split, unless another is asked for."""
+    from srgym.runners.config import compose, resolve
+
+    env = dict(resolve(*compose(arguments)).stages[0].sections["env"])
+    if env["name"] == "photographs" and not any(a.startswith("env.split=") for a in arguments):
+        env["split"] = "test"
+    env.pop("prompts", None)
+    return env
+
+
+def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Path:
+    from srgym.runners.evaluate import draw, evaluate, evaluation_record, save_evaluation, spread_indices
+    from srgym.runners.metrics import make_metrics
+    from srgym.runners.report import write_evaluation_report
+
+    metrics = make_metrics(settings["metrics"])
+    source, methods = _folders(settings) if env is None else _policies(settings, env)
+    folder, seeds = Path(settings["out"]), settings["seeds"]
+    frame = evaluate(
+        methods, source, metrics, seeds=seeds, limit=settings["limit"], batch=settings["batch"], progress=_progress
+    )
+    facts = {key: settings[key] for key in ("seeds", "limit", "dataset", "pred", "policy", "hr", "lr")}
+    record = evaluation_record(methods, metrics, env=env, contexts=len(source), **facts)
+    save_evaluation(frame, record, folder)
+    if settings["save_images"]:
+        _save_images(methods, source, folder / "images", settings)
+    shown = spread_indices(len(source), max(1, settings["pictures"])) if settings["pictures"] else []
+    pictures = draw(methods, source, shown, seed=seeds[0])
+    return write_evaluation_report(folder, pictures, dataset=settings["dataset"])
+
+
+def _progress(share: float) -> None:
+    if sys.stderr.isatty():
+        print(f"\revaluating: {share:4.0%}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
+
+
+def _named(given: Any) -> dict[str, str]:
+    """A folder, several, or a mapping of names to folders; a folder is named after itself."""
+    if isinstance(given, Mapping):
+        return {str(name): str(folder) for name, folder in given.items()}
+    folders = [given] if isinstance(given, str) else [str(folder) for folder in given]
+    named = {Path(folder).name or folder: folder for folder in folders}
+    if len(named) != len(folders):
+        raise ConfigError("two folders share their name: give them others, as in pred={one: A/out, two: B/out}")
+    return named
+
+
+def _folders(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from srgym.runners.folders import match_folders
+
+    made = settings["colour_fix"] or "unknown"
+    contexts, images = match_folders(_named(settings["pred"]), settings["hr"], settings["lr"], made)
+    return contexts, dict(images)
+
+
+def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from srgym.envs import sources
+    from srgym.runners.build import pick_device
+    from srgym.runners.methods import Samples, baselines
+    from srgym.runners.upscaling import find_policy
+
+    device, named, methods = pick_device(settings["device"]), _named(settings["policy"]), dict[str, Any]()
+    for name, folder in named.items():
+        policy = find_policy(folder, env.get("scale")).to(device)
+        if settings["baselines"]:
+            found = baselines(policy, settings["steps"], adapter=settings["adapter"])
+            shared = len(named) == 1
+            methods |= {kind if shared or kind == "bicubic" else f"{name}, {kind}": m for kind, m in found.items()}
+        methods[name] = Samples(
+            policy, settings["steps"], settings["solver"], settings["adapter"], settings["colour_fix"] or "none"
+        )
+    return sources.make(**env), methods
+
+
+def _save_images(methods: Mapping[str, Any], source: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    from srgym.runners.evaluate import draw, spread_indices
+    from srgym.runners.report.panels import to_png
+
+    for index in spread_indices(len(source), settings["limit"]):
+        (picture,) = draw(methods, source, [index], seed=settings["seeds"][0])
+        for name in methods:
+            path = folder / name / f"{picture['id']}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(to_png(picture[name]))

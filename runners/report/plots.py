@@ -1,0 +1,168 @@
+"""Plots, each drawn twice: on light and on dark paper. Colours are told apart by colour-blind eyes, and by markers."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from srgym.runners.report.document import Figure
+from srgym.runners.statistics import Band, Interval
+
+__all__ = ["curves", "forest", "plane", "profiles", "render"]
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Paper, ink and line colours. The lines are Okabe and Ito's, lightened where the paper is dark."""
+
+    paper: str
+    ink: str
+    grid: str
+    lines: tuple[str, ...]
+
+    def style(self, i: int) -> dict[str, Any]:
+        """Colour, marker and dashes of series number `i`."""
+        return {"color": self.lines[i % len(self.lines)], "marker": _MARKERS[i % len(_MARKERS)],
+                "linestyle": _DASHES[(i // len(self.lines)) % len(_DASHES)]}  # fmt: skip
+
+
+LIGHT = Theme(
+    "#ffffff", "#1d2126", "#dfe2e6",
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F", "#E69F00", "#56B4E9", "#332288"),
+)  # fmt: skip
+DARK = Theme(
+    "#1a1e22", "#e4e7ea", "#343b42",
+    ("#5CB8F0", "#F28E4E", "#3CC79B", "#E3A3C6", "#A6ADB5", "#F2C14E", "#9AD4F5", "#A99BE8"),
+)  # fmt: skip
+
+
+def render(draw: Callable[[Any, Theme], None], title: str, caption: str = "", size: Any = (5.6, 3.7)) -> Figure:
+    """Draw on one pair of axes, once for each paper.
+
+    Args:
+        draw: from axes and theme; it labels the axes, with units.
+        size: in inches, at 150 dots an inch.
+    """
+    images = []
+    for theme in (LIGHT, DARK):
+        settings = {
+            "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": theme.ink,
+            "axes.labelcolor": theme.ink, "text.color": theme.ink, "xtick.color": theme.ink, "ytick.color": theme.ink,
+            "axes.facecolor": theme.paper, "figure.facecolor": theme.paper, "grid.color": theme.grid,
+            "legend.frameon": False, "legend.fontsize": 9, "axes.grid": True, "axes.axisbelow": True,
+            "lines.linewidth": 1.8, "lines.markersize": 4.5,
+        }  # fmt: skip
+        with matplotlib.rc_context(settings):
+            canvas = Canvas(figsize=size, dpi=150, layout="constrained")
+            FigureCanvasAgg(canvas)
+            draw(canvas.add_subplot(), theme)
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format="png")
+            images.append(buffer.getvalue())
+    return Figure(images[0], images[1], title, caption)
+
+
+def curves(
+    series: Mapping[str, Band], x_label: str, y_label: str, title: str, caption: str = "", target: float | None = None
+) -> Figure:
+    """Curves with their intervals as bands.
+
+    Args:
+        target: a level that is marked by a horizontal line.
+    """
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for i, (name, band) in enumerate(series.items()):
+            style = theme.style(i)
+            every = max(1, len(band.x) // 8)
+            axes.plot(band.x, band.value, label=name, markevery=every, **style)
+            if np.isfinite(band.low).all():
+                axes.fill_between(band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
+        if target is not None:
+            axes.axhline(target, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(series) > 1:
+            axes.legend()
+
+    return render(draw, title, caption)
+
+
+def forest(intervals: Mapping[str, Interval], x_label: str, title: str, caption: str = "", line: float = 0.0) -> Figure:
+    """Intervals under each other against a vertical line: filled where they exclude it, hollow where not."""
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for row, one in enumerate(intervals.values()):
+            clear = one.low > line or one.high < line
+            colour = theme.lines[4] if not clear else theme.lines[0] if one.value > line else theme.lines[1]
+            if np.isfinite(one.low):
+                axes.plot([one.low, one.high], [row, row], color=colour, solid_capstyle="round")
+            axes.plot([one.value], [row], "o", color=colour, markerfacecolor=colour if clear else theme.paper)
+        axes.axvline(line, color=theme.ink, linewidth=0.9)
+        axes.set_yticks(range(len(intervals)), list(intervals))
+        axes.set_ylim(len(intervals) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x_label)
+
+    return render(draw, title, caption, size=(5.6, 0.9 + 0.36 * max(len(intervals), 2)))
+
+
+def plane(
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    points: Mapping[str, tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    caption: str = "",
+) -> Figure:
+    """The perception-fidelity plane: paths over training, with an arrow at their end, and single points.
+
+    Args:
+        paths: (x, y) of each over training. points: (x, y) of what isn't trained.
+    """
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for i, (name, (x, y)) in enumerate(paths.items()):
+            style = theme.style(i)
+            axes.plot(x, y, label=name, markersize=3, **{**style, "marker": "."})
+            if len(x) > 1:
+                arrow = {"arrowstyle": "-|>", "color": style["color"], "mutation_scale": 13}
+                axes.annotate("", (x[-1], y[-1]), (x[-2], y[-2]), zorder=4, arrowprops=arrow)
+                axes.plot(x[-1:], y[-1:], color=style["color"], marker=style["marker"], markersize=7)
+        for i, (name, (x0, y0)) in enumerate(points.items()):
+            axes.plot([x0], [y0], linestyle="none", marker=_MARKERS[-1 - i % len(_MARKERS)], markersize=6,
+                      markerfacecolor="none", color=theme.ink)  # fmt: skip
+            axes.annotate(name, (x0, y0), (5, 4), textcoords="offset points", fontsize=8, color=theme.ink)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.margins(0.12)
+        if paths:
+            axes.legend()
+
+    return render(draw, title, caption, size=(5.6, 4.4))
+
+
+def profiles(series: Mapping[str, Band], x_label: str, title: str, caption: str = "") -> Figure:
+    """Performance profiles: the share of scores above each threshold."""
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for i, (name, band) in enumerate(series.items()):
+            style = theme.style(i)
+            axes.plot(band.x, band.value, label=name, markevery=max(1, len(band.x) // 8), **style)
+            if np.isfinite(band.low).all():
+                axes.fill_between(band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.axvline(0, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share of (seed, context) above it")
+        axes.legend()
+
+    return render(draw, title, caption)

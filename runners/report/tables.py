@@ -1,0 +1,92 @@
+"""Tables of a report: methods by metrics with intervals, differences, published figures beside ours, costs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from srgym.runners.progress import duration
+from srgym.runners.published import LOWER_IS_BETTER, OURS, PublishedTable
+from srgym.runners.report.document import Table
+from srgym.runners.report.numbers import amount, interval_text, signed
+from srgym.runners.report.summary import difference, level
+from srgym.runners.statistics import Interval
+
+__all__ = ["cost_table", "difference_table", "levels_table", "metric_title", "published_table"]
+
+
+def metric_title(metric: str, record: Mapping[str, Any] | None = None) -> str:
+    """A metric's name with its unit."""
+    unit = (record or {}).get("metrics", {}).get(metric, {}).get("unit", "")
+    return f"{metric} ({unit})" if unit else metric
+
+
+def levels_table(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    record: Mapping[str, Any] | None = None,
+    caption: str = "",
+    strong: Sequence[str] = (),
+) -> Table:
+    """Methods (rows) by metrics (columns): means with 95% intervals over photographs and crops."""
+    rows = [[method, *(interval_text(level(frame, method, metric)) for metric in metrics)] for method in methods]
+    marked = frozenset(i for i, method in enumerate(methods) if method in strong)
+    return Table(["method", *(metric_title(metric, record) for metric in metrics)], rows, caption, marked)
+
+
+def difference_table(
+    frame: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    metrics: Sequence[str],
+    record: Mapping[str, Any] | None = None,
+    caption: str = "",
+) -> Table:
+    """Metrics (rows) by paired differences (columns), each with its 95% interval; one clear of zero is in bold."""
+    rows = []
+    for metric in metrics:
+        cells = [_marked(difference(frame, one, other, metric)) for one, other in pairs]
+        rows.append([metric_title(metric, record), *cells])
+    return Table(["metric", *(f"{one} − {other}" for one, other in pairs)], rows, caption)
+
+
+def _marked(one: Interval) -> str:
+    text = signed(one)
+    return f"**{text}**" if one.above_zero or one.below_zero else text
+
+
+def published_table(table: PublishedTable, frame: pd.DataFrame, methods: Sequence[str], protocol: str) -> Table:
+    """One paper's table with our rows on top. A column of ours is filled where we measured what the paper did.
+
+    Args:
+        protocol: a sentence on how ours were measured.
+    """
+    columns = [f"{metric.upper()}{' ↓' if metric in LOWER_IS_BETTER else ''}" for metric in table.metrics]
+    rows = []
+    for method in methods:
+        cells = [_ours(frame, method, OURS.get(metric, metric)) for metric in table.metrics]
+        rows.append([method, "this evaluation", *cells])
+    ours = frozenset(range(len(rows)))
+    for method, values in table.rows.items():
+        rows.append([method, f"published ({table.source})", *(values.get(metric, "-") for metric in table.metrics)])
+    caption = (
+        f"{table.dataset}. Rows marked published are copied from {table.source}, not recomputed; ours: {protocol} "
+        "Protocols differ between papers, so no two papers share a table."
+    )
+    return Table(["method", "source", *columns], rows, caption, ours)
+
+
+def _ours(frame: pd.DataFrame, method: str, metric: str) -> str:
+    if not ((frame["method"] == method) & (frame["metric"] == metric)).any():
+        return "-"
+    return interval_text(level(frame, method, metric))
+
+
+def cost_table(costs: Mapping[str, Mapping[str, float]], caption: str = "") -> Table:
+    """What each stage or run cost: seconds, images scored, updates, forwards, model FLOPs."""
+    columns = ["", "wall clock", "images scored", "updates", "forwards", "model FLOPs"]
+    rows = []
+    for name, cost in costs.items():
+        cells = [amount(cost[key]) if key in cost else "-" for key in ("images", "updates", "forwards", "flops")]
+        rows.append([name, duration(cost["seconds"]) if "seconds" in cost else "-", *cells])
+    return Table(columns, rows, caption)

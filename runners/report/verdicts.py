@@ -1,0 +1,101 @@
+"""Sentences that say plainly what the numbers support, and alerts where they bend the wrong way."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from srgym.runners.report.document import Callout
+from srgym.runners.report.numbers import signed
+from srgym.runners.report.summary import difference
+from srgym.runners.statistics import Interval
+
+__all__ = ["alerts", "claim", "compared", "hacking_alert"]
+
+
+def compared(one: Interval) -> str:
+    """How an interval of a difference lies."""
+    if one.above_zero:
+        return "the interval lies above zero"
+    if one.below_zero:
+        return "the interval lies below zero"
+    if one.low != one.low:
+        return f"there is no interval from {one.units} photograph{'s' if one.units != 1 else ''}"
+    return "the interval includes zero"
+
+
+def claim(
+    frame: pd.DataFrame,
+    metric: str,
+    final: str,
+    start: str,
+    control: str | None,
+    fidelity: Sequence[str],
+) -> tuple[bool, list[Callout]]:
+    """Whether the final policy beats its start and the random-reward control without losing fidelity.
+
+    Args:
+        metric: what was trained on, as it stands in the frame.
+        final, start, control: methods of the frame.
+        fidelity: metrics that must not fall significantly.
+
+    Returns:
+        Whether all of it holds, and a verdict for each part, the sum of it first.
+    """
+    gain = difference(frame, final, start, metric)
+    parts = [(gain.above_zero, f"**{metric}**, {final} over {start}: {signed(gain)}; {compared(gain)}.")]
+    if control is not None:
+        above = difference(frame, final, control, metric)
+        text = f"**{metric}**, {final} over the random-reward control {control}: {signed(above)}; {compared(above)}."
+        parts.append((above.above_zero, text))
+    else:
+        parts.append((False, "There is no run with a random reward at the same budget, so no gain can be claimed."))
+    for name in fidelity:
+        change = difference(frame, final, start, name)
+        ends = "not significantly lower" if not change.below_zero else "significantly lower"
+        parts.append((not change.below_zero, f"**{name}**, {final} over {start}: {signed(change)}; {ends}."))
+    holds = all(good for good, _ in parts)
+    return holds, [_sum(holds, final, start, metric, gain.units), *(_part(good, text) for good, text in parts)]
+
+
+def _part(good: bool, text: str) -> Callout:
+    return Callout("good" if good else "bad", text)
+
+
+def _sum(holds: bool, final: str, start: str, metric: str, photographs: int) -> Callout:
+    where = f"on these {photographs} photographs"
+    if holds:
+        return Callout(
+            "good",
+            f"**The claim holds {where}**: {final} raises {metric} over {start} and over the random-reward control, "
+            "and fidelity isn't significantly lower.",
+        )
+    return Callout("bad", f"**The claim does not hold {where}.** Which part of it fails is said below.")
+
+
+def hacking_alert(name: str, reward: Interval, others: Mapping[str, Interval]) -> Callout | None:
+    """An alert where the training reward rises while a metric that wasn't trained on falls, both significantly.
+
+    Args:
+        name: who is told of. reward, others: gains over the start.
+    """
+    fallen = [f"{metric} {signed(one)}" for metric, one in others.items() if one.below_zero]
+    if not reward.above_zero or not fallen:
+        return None
+    return Callout(
+        "warning",
+        f"**{name}**: the training reward rises ({signed(reward)}) while {', '.join(fallen)} "
+        f"fall{'s' if len(fallen) == 1 else ''}: the sign of a reward that is being gamed.",
+    )
+
+
+def alerts(
+    frame: pd.DataFrame, names: Sequence[str], start: str, metric: str, held_out: Sequence[str]
+) -> list[Callout]:
+    """`hacking_alert` for methods of one frame."""
+    found = []
+    for name in names:
+        others = {other: difference(frame, name, start, other) for other in held_out}
+        alert = hacking_alert(name, difference(frame, name, start, metric), others)
+        if alert is not None:
+            found.append(alert)
+    return found
