@@ -90,4 +90,63 @@ _ROWS = (
     ),
 )
 
-BUILTIN = {row.name: row for row in _ROWS}
+# pyiqa's metrics: name, class, range, variant, first line.
+_IQA = (
+    (
+        "niqe",
+        "NIQE",
+        (-100.0, 0.0),
+        "pyiqa niqe, Y of YCbCr",
+        "Minus NIQE (Mittal et al. 2013): distance from natural-scene statistics.",
+    ),
+    (
+        "musiq",
+        "MUSIQ",
+        (0.0, 100.0),
+        "pyiqa musiq, KonIQ-10k",
+        "MUSIQ (Ke et al. 2021): multi-scale image quality transformer.",
+    ),
+    (
+        "maniqa",
+        "MANIQA",
+        (0.0, 1.0),
+        "pyiqa maniqa-pipal, PIPAL",
+        "MANIQA (Yang et al. 2022): multi-dimension attention for no-reference quality.",
+    ),
+    (
+        "clipiqa",
+        "CLIPIQA",
+        (0.0, 1.0),
+        "pyiqa clipiqa, CLIP RN50",
+        'CLIP-IQA (Wang et al. 2023): "good photo" against "bad photo" in CLIP.',
+    ),
+    (
+        "topiq_nr",
+        "TOPIQ",
+        (0.0, 1.0),
+        "pyiqa topiq_nr, KonIQ-10k",
+        "TOPIQ without reference (Chen et al. 2024): top-down semantics to distortions.",
+    ),
+    (
+        "liqe",
+        "LIQE",
+        (1.0, 5.0),
+        "pyiqa liqe, KonIQ-10k",
+        "LIQE (Zhang et al. 2023): quality by vision-language correspondence.",
+    ),
+)
+
+_IQA_ROWS = tuple(
+    RewardInfo(
+        name=name,
+        path=f"srgym.rewards.iqa:{kind}",
+        range=span,
+        licence="PolyForm-Noncommercial-1.0.0 (pyiqa)",
+        weights="fetched by pyiqa",
+        variant=variant,
+        doc=doc,
+    )
+    for name, kind, span, variant, doc in _IQA
+)
+
+BUILTIN = {row.name: row for row in (*_ROWS, *_IQA_ROWS)}
