@@ -4,11 +4,12 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 __all__ = ["MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "image_files", "image_size", "read_image", "to_float"]
@@ -18,8 +19,19 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 # Pillow's own threshold of suspicion: 268 MB of RGB, above any benchmark's images and any camera's but a few.
 MAX_PIXELS = 89_478_485
 
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap the sides
 _ORIENTATION = 0x0112
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap the sides
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
+_TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 class BadImage(ValueError):
@@ -41,19 +53,20 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Te
 
     Raises:
         FileNotFoundError: when there is no such file.
-        BadImage: for a file that is no image, is cut off or damaged, is too large, or holds floating-point values.
+        BadImage: for a file that is no image, is cut off or damaged, is too large, or holds values whose white isn't
+            known (floating point, 32-bit integers, LAB).
     """
     path = Path(path)
     with _opened(path, max_pixels) as image:
         try:
             image.load()
-            pixels = _rgb(_upright(image), path)
-        except BadImage:
-            raise
+            turn = _UPRIGHT.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
         except Exception as error:  # Pillow's decoders raise of many kinds on damaged data
             raise BadImage(
                 f"{path}: expected a whole image file, got one that is cut off or damaged ({error})"
             ) from error
+        pixels = _rgb(upright, image.info, path)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -62,8 +75,10 @@ def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tu
     path = Path(path)
     with _opened(path, max_pixels) as image:
         width, height = image.size
+        # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where next to nobody puts them.
+        seen = image.format != "PNG" or "exif" in image.info
         try:
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            turned = seen and _orientation(image) in _TURNED
         except Exception as error:
             raise BadImage(f"{path}: expected a whole image file, got damaged EXIF data ({error})") from error
     return (width, height) if turned else (height, width)
@@ -74,8 +89,10 @@ def to_float(image: Tensor) -> Tensor:
     return image.float() / 255
 
 
-def image_files(folder: str | os.PathLike[str], max_files: int | None = None) -> list[Path]:
-    """All image files under a folder (by suffix, recursive, hidden ones left out), sorted by their path in it.
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """All image files under a folder, sorted by their path in it.
+
+    Files count by suffix (`SUFFIXES`, in any case), in subfolders and behind links too; hidden ones don't.
 
     Raises:
         FileNotFoundError: when the folder doesn't exist or isn't one.
@@ -84,11 +101,17 @@ def image_files(folder: str | os.PathLike[str], max_files: int | None = None) ->
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of images, got {root}, which {_what_is(root)}")
-    inside = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    if not files:
+    files, visited = [], set()
+    for here, inside, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(here)
+        inside[:] = [] if real in visited else [name for name in inside if not name.startswith(".")]
+        if real not in visited:
+            visited.add(real)  # a link to a folder above would go round for ever
+            files += [Path(here, name) for name in names if not name.startswith(".")]
+    images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    if not images:
         raise ValueError(f"expected images ({', '.join(sorted(SUFFIXES))}) under {root}, got none")
-    return files[:max_files]
+    return images
 
 
 class ImageCache:
@@ -119,26 +142,23 @@ class ImageCache:
                 self._bytes -= self._held.popitem(last=False)[1].nbytes
         return image
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"_limit": self._limit}
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["_limit"] / 2**20)  # type: ignore[misc]
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageCache":
+        # A lock can't be copied, and Gymnasium copies an environment's arguments.
+        return ImageCache(self._limit / 2**20)
 
 
 def _what_is(path: Path) -> str:
-    return "is a folder" if path.is_dir() else "is a file" if path.exists() else "doesn't exist"
+    return "is a file" if path.exists() else "doesn't exist"
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:
     """The file with its header read, and of an allowed size."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"expected an image file, got {path}, which {'is a folder' if path.exists() else _what_is(path)}"
-        )
+        what = "is a folder" if path.exists() else "doesn't exist"
+        raise FileNotFoundError(f"expected an image file, got {path}, which {what}")
     try:
         image = Image.open(path)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"{path}: expected at most {max_pixels:,} pixels, got far more ({error})") from error
     except Exception as error:
         raise BadImage(f"{path}: expected an image file, got one that can't be read as an image ({error})") from error
@@ -149,20 +169,25 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> int:
+    found: int = image.getexif().get(_ORIENTATION, 1)
+    return found
 
 
-def _rgb(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+def _rgb(image: Image.Image, info: dict[str | tuple[int, int], Any], path: Path) -> npt.NDArray[np.uint8]:
     """[H, W, 3] of whatever mode came."""
-    mode = image.mode
-    if mode == "F":
-        raise BadImage(f"{path}: expected 8- or 16-bit pixels, got 32-bit floating point, whose range isn't known")
-    if mode.startswith("I"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         grey = _from_16_bit(np.asarray(image), path)
         return np.repeat(grey[..., None], 3, axis=2)
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = _on_white(image)
+    if image.mode in _TRANSPARENT or (image.mode in _OPAQUE and "transparency" in info):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, layer).convert("RGB"))
+    if image.mode not in _OPAQUE:
+        raise BadImage(
+            f"{path}: expected grey, RGB, palette or CMYK pixels of 8 or 16 bit, got Pillow's mode '{image.mode}', "
+            "whose white isn't known"
+        )
     return np.array(image.convert("RGB"))
 
 
@@ -171,9 +196,3 @@ def _from_16_bit(values: npt.NDArray[np.generic], path: Path) -> npt.NDArray[np.
     if wide.min() < 0 or wide.max() > 65535:
         raise BadImage(f"{path}: expected 8- or 16-bit pixels, got values from {wide.min():.0f} to {wide.max():.0f}")
     return np.rint(wide / 257).astype(np.uint8)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, layer)

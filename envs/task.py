@@ -1,31 +1,34 @@
 """The bandit's core: contexts by index, and scores of what is made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from srgym.envs import sources
-from srgym.envs.sources import Source
-from srgym.rewards import make as make_reward
+from srgym.envs.sources import Sample, Source
+from srgym.envs.sources import listing as sources
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
+from srgym.rewards.registry import listing as rewards
 
 __all__ = ["Context", "SRTask"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Context:
-    """B contexts of one size.
+    """A batch of B contexts.
 
     Attributes:
-        index: int64 [B], their places in the source; ids: their names there, "photograph/crop".
+        index: int64 [B], their places in the source.
+        ids: "photograph/crop" of each.
         lr: float32 [B, 3, h, w] in [0, 1].
-        hr: float32 [B, 3, H, W] in [0, 1], or None where there is no ground truth.
-        prompt: a text each, or None where the task gives none.
-        degradation: the record each of how LR was made, or None.
-        scale: H / h.
+        hr: float32 [B, 3, h * scale, w * scale] in [0, 1], or None where the source has no ground truth.
+        prompt: a text for each, or None where the task uses none.
+        degradation: how each LR was made, or None where it isn't known.
+        scale: how many times larger HR is.
     """
 
     index: Tensor
@@ -41,128 +44,148 @@ class Context:
 
 
 class SRTask:
-    """Super-resolution as a contextual bandit: LR images are contexts, SR images actions, the reward scores them.
+    """Super-resolution as a contextual bandit: an LR image in, an SR image out, its score back.
 
     Args:
-        source: a `Source`, or what `sources.make` takes: a name, or a mapping with `name` and its arguments.
-        reward: a `Reward`, or what `srgym.rewards.make` takes.
-        prompts: whether contexts carry their prompts.
+        source: where contexts come from.
+        reward: what scores them.
+        prompts: True: contexts carry the source's own prompts; a text: all carry this one; False: they carry none.
+        policy_gives: what the policy will hand to `score` beside its images ("text", "tags", "intermediate"), which a
+            reward may need too.
 
     Raises:
-        Incompatible: when the reward needs what the source doesn't provide, or the prompts aren't there.
+        Incompatible: when the reward needs what neither gives, or prompts are wanted of a source that has none.
     """
 
     def __init__(
-        self,
-        source: Source | str | Mapping[str, Any],
-        reward: Reward | str | Mapping[str, Any],
-        *,
-        prompts: bool = False,
+        self, source: Source, reward: Reward, *, prompts: bool | str = False, policy_gives: Collection[str] = ()
     ) -> None:
-        self.source = _made(source)
-        self.reward = reward if isinstance(reward, Reward) else make_reward(reward)
-        self.prompts = prompts
-        given = _listed(self.source.provides)
-        missing = self.reward.missing(self.source.provides)
-        if missing:
+        if prompts is True and "prompt" not in source.provides:
             raise Incompatible(
-                f"reward '{self.reward.name}' needs {_listed(missing)}, and {type(self.source).__name__} provides "
-                f"{given}; take a source that has it, or a reward that needs only these"
+                f"prompts=True needs a source that has prompts, and '{source.name}' has {_listed(source.provides)}: "
+                "give its argument captions=FOLDER of text files where it takes one, or prompts='one text for all'"
             )
-        if prompts and "prompt" not in self.source.provides:
-            raise Incompatible(f"prompts were asked for, and {type(self.source).__name__} provides {given}")
+        given = (set(source.provides) - {"prompt"}) | ({"prompt"} if prompts else set()) | set(policy_gives)
+        missing = reward.missing(given)
+        if missing:
+            raise Incompatible(_what_would_work(source, reward, missing, given))
+        self.source, self.reward, self.scale = source, reward, source.scale
+        self.prompts = prompts
 
     def __len__(self) -> int:
+        """How many contexts there are."""
         return len(self.source)
 
-    @property
-    def scale(self) -> int:
-        """How many times larger SR is than LR."""
-        return self.source.scale
-
-    def context(self, indices: Sequence[int] | Tensor | int) -> Context:
-        """The contexts at these places of the source.
+    def context(self, indices: Tensor | Iterable[int]) -> Context:
+        """The contexts at `indices` (int64 [B], any iterable). Several threads may call this at once.
 
         Raises:
-            IndexError: for a place outside it.
-            ValueError: when none is given, or when they have different sizes.
+            ValueError: for no index, or for images of different sizes, which don't make a batch.
+            IndexError: for an index outside 0 .. len - 1.
         """
-        index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
-        if not len(index):
-            raise ValueError("expected at least one index, got none")
+        index = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64).cpu()
+        if index.ndim != 1 or not len(index):
+            raise ValueError(f"expected indices [B] of at least one context, got {list(index.shape)}")
         samples = [self.source[int(i)] for i in index]
-        shapes = {sample.lr.shape[-2:] for sample in samples}
-        if len(shapes) > 1:
-            sizes = ", ".join(f"{sample.id} {tuple(sample.lr.shape[-2:])}" for sample in samples)
-            raise ValueError(
-                f"expected contexts of one size, got {sizes}; give the source a size, or take one at a time"
-            )
-        provides = self.source.provides
+        self._check_sizes(samples)
+        prompt = None
+        if self.prompts:
+            prompt = [self.prompts if isinstance(self.prompts, str) else sample.prompt or "" for sample in samples]
         return Context(
             index=index,
             ids=[sample.id for sample in samples],
             lr=torch.stack([sample.lr for sample in samples]),
-            hr=torch.stack([s.hr for s in samples if s.hr is not None]) if "hr" in provides else None,
-            prompt=[s.prompt for s in samples if s.prompt is not None] if self.prompts else None,
-            degradation=[s.degradation for s in samples if s.degradation is not None]
-            if "degradation" in provides
-            else None,
-            scale=self.source.scale,
+            hr=_stacked([sample.hr for sample in samples]),
+            prompt=prompt,
+            degradation=_all([sample.degradation for sample in samples]),
+            scale=self.scale,
         )
 
-    def score(self, context: Context, sr: Tensor, group: Tensor | None = None, **extra: Any) -> RewardOutput:
-        """Score SR images; a score that can't be had is NaN and not valid, never made up.
+    def _check_sizes(self, samples: list[Sample]) -> None:
+        first = samples[0]
+        for other in samples[1:]:
+            if other.lr.shape != first.lr.shape:
+                raise ValueError(
+                    f"expected LR images of one size in a batch, got '{first.id}' of {_sides(first.lr)} and "
+                    f"'{other.id}' of {_sides(other.lr)}: give the source '{self.source.name}' a crop size, or take "
+                    "them one by one"
+                )
+
+    def score(self, context: Context, sr: Tensor, group: Tensor | None = None, **made: Any) -> RewardOutput:
+        """Score SR images.
 
         Args:
-            context: of B contexts.
-            sr: float [N, 3, H, W] in [0, 1], on any device.
-            group: int64 [N], the row of `context` that each belongs to; by default each context has N / B in a row.
-            extra: what the policy gives beside the image, one each: `text`, `tags`, `intermediate`.
+            context: B contexts.
+            sr: [B * K, 3, H, W] in [0, 1], K images of each context, contiguous; on any device.
+            group: int64 [B * K]; by default images of one context are a group.
+            made: what else the policy made of each image: `text`, `tags`, `intermediate`.
+
+        Returns:
+            Totals [B * K] and components on sr's device; `valid` is False, and the total NaN, where there is no score.
 
         Raises:
-            ValueError: for images of another size, or rows that don't fit the contexts.
+            ValueError: when the number of images isn't a multiple of B, or their size isn't that of LR times scale.
         """
-        rows = _rows(context, sr, group)
-        tall, wide = (side * context.scale for side in context.lr.shape[-2:])
-        if sr.ndim != 4 or tuple(sr.shape[1:]) != (3, tall, wide):
-            raise ValueError(f"expected sr as [N, 3, {tall}, {wide}], {context.scale} times lr, got {tuple(sr.shape)}")
-        degradation = context.degradation
+        count = len(context)
+        sides = (context.lr.shape[2] * self.scale, context.lr.shape[3] * self.scale)
+        if sr.ndim != 4 or not len(sr) or len(sr) % count or tuple(sr.shape[1:]) != (3, *sides):
+            raise ValueError(
+                f"expected K images of each of {count} contexts as [{count} * K, 3, {sides[0]}, {sides[1]}], "
+                f"got {list(sr.shape)}"
+            )
+        each = len(sr) // count
+        if group is None:
+            group = torch.arange(count).repeat_interleave(each)
+
+        def rows(images: Tensor | None) -> Tensor | None:
+            return None if images is None else images.repeat_interleave(each, 0).to(sr.device)
+
+        def texts(values: list[Any] | None) -> list[Any] | None:
+            return None if values is None else [value for value in values for _ in range(each)]
+
         return self.reward(
             sr,
-            lr=context.lr[rows].to(sr.device),
-            hr=None if context.hr is None else context.hr[rows].to(sr.device),
-            degradation=None if degradation is None else [degradation[row] for row in rows.tolist()],
-            group=rows.to(sr.device),
-            index=context.index[rows].to(sr.device),
-            **extra,
+            lr=rows(context.lr),
+            hr=rows(context.hr),
+            degradation=texts(context.degradation),
+            prompt=texts(context.prompt),
+            index=rows(context.index),
+            group=group.to(sr.device),
+            **made,
         )
 
 
-def _rows(context: Context, sr: Tensor, group: Tensor | None) -> Tensor:
-    """int64 [N] on the CPU: the row of `context` that each SR image belongs to."""
-    contexts = len(context)
-    if group is None:
-        if not len(sr) or len(sr) % contexts:
-            raise ValueError(f"expected a multiple of {contexts} images, as many for each context, got {len(sr)}")
-        return torch.arange(contexts).repeat_interleave(len(sr) // contexts)
-    rows = group.cpu()
-    if rows.shape != (len(sr),) or rows.dtype != torch.int64:
-        raise ValueError(f"expected group as int64 [{len(sr)}], got {rows.dtype} {list(rows.shape)}")
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < contexts:
-        raise ValueError(
-            f"expected groups as rows of {contexts} contexts, got from {int(rows.min())} to {int(rows.max())}"
-        )
-    return rows
+def _stacked(images: list[Tensor | None]) -> Tensor | None:
+    present = _all(images)
+    return None if present is None else torch.stack(present)
 
 
-def _made(source: Source | str | Mapping[str, Any]) -> Source:
-    if isinstance(source, Source):
-        return source
-    options = {"name": source} if isinstance(source, str) else dict(source)
-    if "name" not in options:
-        raise ValueError(f"expected a source's 'name' among its settings, got {_listed(options)}")
-    return sources.make(options.pop("name"), **options)
+def _all(values: list[_T | None]) -> list[_T] | None:
+    """The list, or None if any is missing."""
+    present = [value for value in values if value is not None]
+    return present if len(present) == len(values) else None
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(names)) or "nothing"
+def _what_would_work(source: Source, reward: Reward, missing: Collection[str], given: Collection[str]) -> str:
+    """The sentence that names both sides, and what would go with each."""
+    fitting = [row["name"] for row in rewards() if set(row["needs"]) - {"group", "index"} <= set(given)]
+    able = [row["name"] for row in sources() if reward.needs - {"group", "index"} <= set(row["provides"])]
+    ways = []
+    if fitting:
+        ways.append(f"a reward that needs no more ({', '.join(fitting[:6])})")
+    if able:
+        ways.append(f"a source that has it ({', '.join(able)})")
+    if "prompt" in missing and "prompt" in source.provides:
+        ways.append("prompts=True")
+    return (
+        f"reward '{reward.name}' needs {_listed(missing)}, which the source '{source.name}' doesn't give: it gives "
+        f"{_listed(given)}" + (f"; take {', or '.join(ways)}" if ways else "")
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
+
+
+def _sides(image: Tensor) -> str:
+    return f"{image.shape[-2]} x {image.shape[-1]}"
