@@ -52,7 +52,7 @@ class _Metric:
                 f"reward '{self.name}': pyiqa has no weights of its '{self.metric}' and couldn't fetch them ({error}); "
                 f"where there is a network, run\n"
                 f"  python -c \"import pyiqa; pyiqa.create_metric('{self.metric}')\"\n"
-                f"and keep the folder {torch.hub.get_dir()}, where pyiqa looks for them"
+                f"and bring along what it wrote to {torch.hub.get_dir()} and to the Hugging Face cache"
             ) from error
         self.network.requires_grad_(False).eval()
 

@@ -6,8 +6,8 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
+from srgym.rewards.backbones import backbone
 from srgym.rewards.registry import register_reward
-from srgym.rewards.weights import backbone
 
 __all__ = ["DISTS", "LPIPS"]
 
@@ -28,7 +28,7 @@ class DISTS(nn.Module):
     The component `distance` is DISTS itself. float32, no resizing.
 
     Args:
-        weights: a file with VGG16's weights; None looks where `weights.weight_folders` says; "random" draws
+        weights: a file with VGG16's weights; None looks where `backbones.weight_folders` says; "random" draws
             them, which is for tests and means nothing.
         seed: of random weights.
 
@@ -69,7 +69,7 @@ class LPIPS(nn.Module):
 
     Args:
         net: "alex" (the evaluation standard), "vgg" or "squeeze".
-        weights: a file with the backbone's weights; None looks where `weights.weight_folders` says; "random"
+        weights: a file with the backbone's weights; None looks where `backbones.weight_folders` says; "random"
             draws them, which is for tests and means nothing.
         seed: of random weights.
 

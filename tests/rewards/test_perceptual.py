@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srgym import rewards
+from srgym.rewards.backbones import backbone
 from srgym.rewards.perceptual import DISTS, LPIPS
-from srgym.rewards.weights import backbone
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,9 @@ def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0
     kind, file = BACKBONES[net]
     bring = f'python -c "from torchvision.models import {kind} as w; w.DEFAULT.get_state_dict(check_hash=True)"'
     path = find_weights(reward, file, bring, weights)
-    state = {name.removeprefix("features."): v for name, v in _read(path).items() if not name.startswith("classifier.")}
+    state = {
+        name.removeprefix("features."): v for name, v in _read(path, kind).items() if not name.startswith("classifier.")
+    }
     try:
         features.load_state_dict(state)
     except RuntimeError as error:
@@ -85,13 +87,19 @@ def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0
     return features
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path, kind: str) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         held: Mapping[str, Tensor] = load_file(path)
         return held
-    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    from torchvision import models
+
+    # torchvision reads its own file; that it is there is settled, so nothing is fetched.
+    published = getattr(models, kind).DEFAULT
+    state: Mapping[str, Tensor] = published.get_state_dict(
+        model_dir=str(path.parent), file_name=path.name, map_location="cpu", weights_only=True
+    )
     return state
 
 
