@@ -10,8 +10,8 @@ __all__ = ["MATCHES", "mentions", "read_synonyms", "singular", "understanding_re
 MATCHES = ("word", "substring")
 
 _IRREGULAR = {
-    "buses": "bus", "cactuses": "cactus", "children": "child", "feet": "foot", "gases": "gas", "geese": "goose", "lenses": "lens", "men": "man", "mice": "mouse", "people": "person",
-    "teeth": "tooth", "women": "woman",
+    "buses": "bus", "cactuses": "cactus", "children": "child", "feet": "foot", "gases": "gas", "geese": "goose",
+    "lenses": "lens", "men": "man", "mice": "mouse", "people": "person", "teeth": "tooth", "women": "woman",
 }  # fmt: skip
 _TO_F = {"calves", "halves", "knives", "leaves", "loaves", "scarves", "shelves", "thieves", "wolves"}
 
