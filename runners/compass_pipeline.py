@@ -9,21 +9,24 @@ scorer sees none of it: it must tell quality from (LR, SR) alone.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.policies import FlowPolicy, Noise, Sampling, derive_seeds
 from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.appearance import appearance
+from srgym.rewards.base import Incompatible
 from srgym.rewards.compass_compact import CompactCompass
 from srgym.rewards.compass_labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
 
@@ -67,7 +70,7 @@ def _fakes(image: Tensor, name: str, noise: Noise) -> list[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def candidates(
-    lr: Tensor, hr: Tensor, policies: dict[str, FlowPolicy], steps: Sequence[int], seed: int, repeats: int = 3
+    lr: Tensor, hr: Tensor, policies: Mapping[str, FlowPolicy], steps: Sequence[int], seed: int, repeats: int = 3
 ) -> list[tuple[str, Tensor]]:
     """What a context [1, 3, h, w] may be turned into: (kind, image [1, 3, H, W]).
 
@@ -80,10 +83,9 @@ def candidates(
         for n in steps:
             drawn = policy.rollout({"lr": lr}, Sampling(steps=n), seeds)["sr"]
             made += [(f"{name}, {n} steps", sr[None]) for sr in drawn]
-        if isinstance(policy, CompactPolicy):
-            made.append((f"{name}, mean", policy.predict_mean(lr)))
     noise = Noise(seeds[:1])
     plain = bicubic(lr, hr.shape[-1] // lr.shape[-1])
+    made += [("mean", policy.predict_mean(lr)) for policy in policies.values() if isinstance(policy, CompactPolicy)][:1]
     mix = float(noise.uniform())
     made += [("truth", hr), ("truth and sample", mix * hr + (1 - mix) * made[0][1])]
     for name, image in (("truth", hr), ("sample", made[1][1]), ("bicubic", plain)):
@@ -98,7 +100,7 @@ def label(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]], m
     for lr, hr, made in contexts:
         images = torch.cat([image for _, image in made])
         truth = hr.expand_as(images)
-        anchor = 1 + 4 * appearance(images, truth, window=None, bands=4).double()
+        anchor = 1 + 4 * appearance(images, truth, window=None, bands=4).double() ** 3
         fine = appearance(images, truth, window=12, bands=3).double()
         rank = min_max(win_rates(outcomes_from_scores(fine, margin)))
         fidelity = judge(images, hr=truth).total
@@ -111,27 +113,34 @@ def label(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]], m
 
 
 def shaken(policy: CompactPolicy, strength: float, seed: int) -> CompactPolicy:
-    """The policy under a random LoRA of a given strength: candidates of what training might pass through."""
-    policy.add_adapters(rank=4, alpha=8, seed=seed)
+    """A copy of the policy under a random LoRA of a given strength: what training might pass through."""
+    other = deepcopy(policy)
+    other.add_adapters(rank=4, alpha=8, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in policy.trainable_parameters():
+        for name, parameter in other.trainable_parameters():
             if ".lora_B." in name:
                 parameter.add_(strength * torch.randn(parameter.shape, generator=generator))
-    return policy
+    return other
 
 
-def make_groups(tasks: Sequence[SRTask], policies: dict[str, FlowPolicy], n: int, seed: int) -> list[Group]:
-    """n labelled groups, contexts taken in turn from the tasks (degradations)."""
+def make_groups(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, seed: int) -> list[Group]:
+    """n labelled groups, contexts taken in turn from the tasks (degradations).
+
+    Raises:
+        Incompatible: for contexts without ground truth, which the labels come from.
+    """
     contexts = []
     for i in range(n):
         task = tasks[i % len(tasks)]
-        place = derive_seeds(seed, 0, i, stream="context") % len(task)
-        context = task.context(place)
+        context = task.context(derive_seeds(seed, 0, i, stream="context") % len(task))
         if context.hr is None:
-            raise ValueError("the compact COMPASS scorer is labelled by ground truth: expected a source with HR images")
-        steps = ((1, 6), (2, 8), (4, 12), (6, 20))[i % 4]
-        contexts.append((context.lr, context.hr, candidates(context.lr, context.hr, policies, steps, seed + i)))
+            raise Incompatible(
+                "the compact COMPASS scorer is labelled by ground truth, and these contexts have no 'hr'"
+            )
+        steps = ((1, 6), (2, 8), (4, 12), (6, 20))[i // len(tasks) % 4]
+        made = candidates(context.lr, context.hr, policies, steps, seed + i)
+        contexts.append((context.lr, context.hr, made))
     return label(contexts)
 
 
@@ -142,20 +151,27 @@ def _rank_loss(predicted: Tensor, target: Tensor, sharpness: float) -> Tensor:
     return (gap.abs() * F.softplus(-gap.sign() * margin)).sum() / gap.abs().sum().clamp_min(1e-6)
 
 
-def _group_loss(model: CompactCompass, group: Group) -> Tensor:
-    lr = group.lr[None].expand(len(group.images), -1, -1, -1)
-    fidelity, _, quality, _ = model(lr, group.images)
-    absolute = F.smooth_l1_loss(quality, group.quality, beta=0.25) + 8 * F.smooth_l1_loss(
-        fidelity, group.fidelity, beta=0.05
-    )
-    return absolute + _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 30.0)
+def _predict(model: CompactCompass, group: Group) -> tuple[Tensor, Tensor]:
+    """Quality and fidelity of a group's images: [M] each."""
+    size = group.images.shape[-2:]
+    lr_up = F.interpolate(group.lr[None], size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    return model.quality(group.images), model.fidelity(lr_up.expand_as(group.images), group.images)
 
 
-def _crop(group: Group, generator: torch.Generator) -> Group:
-    """One of the eight symmetries of the square, for all images of a group."""
+def _group_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
+    """Absolute errors, and the order inside the group."""
+    absolute = F.smooth_l1_loss(quality, group.quality, beta=0.25)
+    absolute = absolute + 8 * F.smooth_l1_loss(fidelity, group.fidelity, beta=0.05)
+    return absolute + _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
+
+
+def _vary(group: Group, generator: torch.Generator, kept: int = 14) -> Group:
+    """Some of a group's images, under one of the eight symmetries of the square."""
     turn, flip = (int(torch.randint(n, (), generator=generator)) for n in (4, 2))
-    change: Callable[[Tensor], Tensor] = lambda x: torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1))  # noqa: E731
-    return Group(change(group.lr), change(group.images), group.kinds, group.quality, group.fidelity)
+    rows = torch.randperm(len(group.images), generator=generator)[:kept]
+    lr, images = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in (group.lr, group.images[rows]))
+    kinds = tuple(group.kinds[int(i)] for i in rows)
+    return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows])
 
 
 @torch.no_grad()
@@ -168,7 +184,7 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
     found: dict[str, list[float]] = {}
     everything: dict[str, list[Tensor]] = {"quality": [], "fidelity": [], "quality_label": [], "fidelity_label": []}
     for group in groups:
-        fidelity, _, quality, _ = model(group.lr[None].expand(len(group.images), -1, -1, -1), group.images)
+        quality, fidelity = _predict(model, group)
         families: dict[str, list[int]] = {}
         for i, kind in enumerate(group.kinds):
             families.setdefault(kind, []).append(i)
@@ -191,7 +207,8 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
-    if float(a.std()) == 0 or float(b.std()) == 0:
+    """Spearman's rank correlation; NaN where either side has nothing to rank."""
+    if len(a.unique()) < 2 or len(b.unique()) < 2:  # type: ignore[no-untyped-call]
         return math.nan
     return float(spearmanr(a.numpy(), b.numpy()).statistic)
 
@@ -200,41 +217,101 @@ def train_scorer(
     train: Sequence[Group],
     validation: Sequence[Group],
     *,
-    seconds: float,
-    lr: float = 1e-3,
+    steps: int,
+    lr: float = 2e-3,
     groups_per_step: int = 2,
     seed: int = 0,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> CompactCompass:
-    """Train the scorer for a time and return the average of its weights (EMA .995).
+    """Train the scorer and return the average of its weights (EMA .99).
 
     Args:
-        report: called with the losses and validation correlations about ten times over the run.
+        report: called with the loss and the validation correlations five times over the run.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = CompactCompass()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))  # type: ignore[no-untyped-call]
+    averaged = cast(CompactCompass, average.module)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-3)
-    started, told, step, running = time.monotonic(), 0, 0, 0.0
-    while (spent := time.monotonic() - started) < seconds:
+    running = 0.0
+    for step in range(steps):
         for settings in optimizer.param_groups:
-            settings["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * spent / seconds)) + 1e-6
+            settings["lr"] = lr * min(1.0, 20 * step / steps) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
         picked = torch.randint(len(train), (groups_per_step,), generator=generator)
-        loss = torch.stack([_group_loss(model, _crop(train[int(i)], generator)) for i in picked]).mean()
+        losses = []
+        for i in picked:
+            group = _vary(train[int(i)], generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                quality, fidelity = _predict(model, group)
+            losses.append(_group_loss(quality.float(), fidelity.float(), group))
+        loss = torch.stack(losses).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        step, running = step + 1, 0.99 * running + 0.01 * float(loss.detach())
-        if spent * 10 / seconds >= told + 1:
-            told += 1
-            report({"seconds": round(spent), "step": step, "loss": running, **correlations(average.module, validation)})
-    return average.module.eval()
+        running = 0.98 * running + 0.02 * float(loss.detach())
+        if (step + 1) % max(1, steps // 5) == 0:
+            report({"step": step + 1, "loss": running, **correlations(averaged, validation)})
+    return averaged.eval()
 
 
-def write(model: CompactCompass, folder: Path, provenance: dict[str, Any]) -> None:
-    """The scorer's weights, and beside them where they come from and how good they are."""
-    model.save(folder)
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+@dataclass(frozen=True)
+class ScorerSettings:
+    """How the compact scorer is made.
+
+    Attributes:
+        groups, validation_groups: labelled contexts, of the training and of the validation split.
+        presets: the degradations that contexts are taken from in turn.
+        shaken: strengths of the random LoRAs whose policies add candidates.
+        steps: optimiser steps, each on `groups_per_step` groups; lr: the highest learning rate.
+    """
+
+    groups: int = 300
+    validation_groups: int = 48
+    presets: Sequence[str] = ("mild", "mixture")
+    shaken: Sequence[float] = (0.03, 0.08)
+    steps: int = 2500
+    groups_per_step: int = 2
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "validation_groups", "steps", "groups_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+
+
+def build_scorer(
+    settings: ScorerSettings, policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+) -> dict[str, float]:
+    """Make candidates of the policy, label them, train the scorer and write it to `folder`/scorer.
+
+    Writes `correlations.json` beside it: see `correlations`, on the validation split. Returns what it cost.
+
+    Raises:
+        Incompatible: for a policy other than the compact one, or contexts without ground truth.
+    """
+    from srgym.runners.build import build_task
+
+    if not isinstance(policy, CompactPolicy):
+        raise Incompatible(f"the compact scorer's candidates come from the compact policy, got '{policy.name}'")
+    started = time.monotonic()
+    policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
+    nothing = rewards.make("psnr_y")
+
+    def groups(n: int, seed: int, **changes: Any) -> list[Group]:
+        tasks = [build_task(env, nothing, preset=preset, **changes) for preset in settings.presets]
+        return make_groups(tasks, policies, n, seed)
+
+    train = groups(settings.groups, seed)
+    validation = groups(settings.validation_groups, seed + 10**6, split="validation")
+    print(f"scorer: {len(train)} groups of {len(train[0].images)} in {time.monotonic() - started:.0f} s", flush=True)
+    model = train_scorer(
+        train, validation, steps=settings.steps, groups_per_step=settings.groups_per_step, lr=settings.lr, seed=seed,
+        report=lambda row: print("scorer: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True),
+    )  # fmt: skip
+    model.save(folder / "scorer")
+    found = correlations(model, validation)
+    (folder / "scorer" / "correlations.json").write_text(json.dumps(found, indent=2) + "\n")
+    return {"seconds": time.monotonic() - started, "updates": float(settings.steps), **found}

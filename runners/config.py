@@ -18,8 +18,8 @@ __all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "com
 
 SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
 GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
-_STAGE_KEYS = ("kind", "start_from", "when", "lora_from", "adapter", "weight")
-_KINDS = ("train", "merge")
+_STAGE_KEYS = ("kind", "start_from", "when", "lora_from", "adapter", "weight", "scorer")
+_KINDS = ("train", "merge", "scorer")
 
 
 class ConfigError(ValueError):
@@ -32,10 +32,12 @@ class StageConfig:
 
     Attributes:
         name: the stage's.
-        kind: "train", or "merge" (add the LoRA of stage `lora_from` to the weights of stage `start_from`).
+        kind: "train"; "merge" (add the LoRA of stage `lora_from` to the weights of stage `start_from`); or "scorer"
+            (train the compact COMPASS scorer on candidates of the policy).
         start_from: "base" (the run's policy), "previous", or a stage's name.
-        sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained).
-        options: `lora_from`, `adapter` and `weight` of a merge.
+        sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained); a merge has
+            none.
+        options: `lora_from`, `adapter` and `weight` of a merge; `scorer`'s settings.
     """
 
     name: str
@@ -183,8 +185,12 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dic
 
 def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
     known = {*flatten(tree), *GROUPS}
-    for stage in tree.get("stages") or {}:
+    for block in (tree.get("when") or {}).values():
+        known |= set(flatten(block))
+    for stage, own in (tree.get("stages") or {}).items():
         here = f"stages.{stage}"
+        for block in ((own or {}).get("when") or {}).values():
+            known |= set(flatten(block))
         known |= {f"{here}.{key}" for key in (*_STAGE_KEYS, *SECTIONS)}
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
@@ -263,9 +269,14 @@ def _stage(
         raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_KINDS)}")
     if start == "previous":
         start = before[-1] if before else "base"
+    if kind == "merge" and "lora_from" not in stage:
+        raise ConfigError(f"stage '{name}' merges, so it needs lora_from: the stage that learnt the LoRA")
     for key, source in (("start_from", start), ("lora_from", stage.get("lora_from", start))):
         if source != "base" and source not in before:
             raise ConfigError(f"stage '{name}' has {key}={source}: expected base, previous, or a stage before it")
+    kept = {key: stage[key] for key in ("lora_from", "adapter", "weight", "scorer") if key in stage}
+    if kind == "merge":
+        return StageConfig(name, kind, start, {}, kept)
     sections = {section: _own_section(section, stage, tree) for section in SECTIONS}
     names = {section: value["name"] for section, value in sections.items() if value and "name" in value}
     for where, block in (("when", tree.get("when")), (f"stages.{name}.when", stage.get("when"))):
@@ -278,8 +289,7 @@ def _stage(
         if section in stage and section not in _replaced(stage):
             _merge(sections[section], stage[section], f"stages.{name}.{section}")
     _scale_budget(sections["runner"], float(tree.get("effort", 1.0)))
-    kept = {key: stage[key] for key in ("lora_from", "adapter", "weight") if key in stage}
-    return StageConfig(name, kind, start, sections, kept)
+    return StageConfig(name, kind, start, sections)
 
 
 def _replaced(stage: Mapping[str, Any]) -> list[str]:

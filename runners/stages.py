@@ -53,7 +53,7 @@ class Run:
         for stage in self.config.stages:
             done = self._done(stage.name)
             if done is None:
-                done = self._merge(stage) if stage.kind == "merge" else self._train(stage)
+                done = {"train": self._train, "merge": self._merge, "scorer": self._scorer}[stage.kind](stage)
                 self._record(stage.name, done)
             costs[stage.name] = done
         return costs
@@ -62,6 +62,15 @@ class Run:
     def policy_folder(self) -> Path:
         """The last stage's policy."""
         return self._stage_folder(self.config.stages[-1].name) / "policy"
+
+    def report(self) -> Path | None:
+        """Write the report that the settings ask for, and return its path; None if they ask for none."""
+        section = self.config.tree.get("report")
+        if not section:
+            return None
+        from srgym.runners.report import write_report
+
+        return write_report(self.folder, section)
 
     def _stage_folder(self, name: str) -> Path:
         return self.folder / "stages" / name
@@ -75,6 +84,7 @@ class Run:
         now = json.loads(json.dumps(self.as_json()))
         if path.is_file():
             before = json.loads(path.read_text())
+            same_config({"seed": before["seed"]}, {"seed": now["seed"]}, self.folder)
             for name, stage in now["stages"].items():
                 if name in before["stages"]:
                     same_config(before["stages"][name], stage, self.folder, f"stages.{name}.")
@@ -92,7 +102,9 @@ class Run:
 
     def _done(self, name: str) -> dict[str, float] | None:
         cost: dict[str, float] | None = self._read_record()["stages"].get(name)
-        return cost if (self._stage_folder(name) / "policy" / "policy.json").is_file() else None
+        folder = self._stage_folder(name)
+        made = (folder / "policy" / "policy.json", folder / "scorer" / "model.json")
+        return cost if any(path.is_file() for path in made) else None
 
     def _record(self, name: str, cost: Mapping[str, float]) -> None:
         record = self._read_record()
@@ -170,6 +182,15 @@ class Run:
         merged = merge_lora(target, source, options.get("adapter", "ema"), float(options.get("weight", 1.0)))
         write_folder(self._stage_folder(stage.name) / "policy", merged.save)
         return {"seconds": time.monotonic() - started}
+
+    def _scorer(self, stage: StageConfig) -> dict[str, float]:
+        from srgym.runners import build
+        from srgym.runners.compass_pipeline import ScorerSettings, build_scorer
+
+        build.use_threads(stage.sections["runner"]["threads"])
+        settings = ScorerSettings(**stage.options.get("scorer", {}))
+        policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
+        return build_scorer(settings, policy, stage.sections["env"], self._stage_folder(stage.name), self.config.seed)
 
 
 def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:

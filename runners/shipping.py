@@ -1,0 +1,71 @@
+"""Weights that ship with the package: copied from a run, measured on held-out photographs, provenance beside them.
+
+python -m srgym.runners.shipping policy runs/compact_base policies/weights/compact_base COMMIT
+python -m srgym.runners.shipping scorer runs/compass_compact rewards/weights/compass_compact COMMIT
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from srgym.envs import sources
+from srgym.envs.photographs import PHOTOGRAPHS
+
+__all__ = ["held_out", "provenance", "ship"]
+
+_METRICS = ("psnr_y", "psnr_chroma", "ssim_y", "structure_texture")
+
+
+def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
+    """Means over a split's crops, x4 `mild`: bicubic, the policy's mean, and its samples of 1, 3 and 6 steps."""
+    from srgym import policies
+    from srgym.runners.evaluate import evaluate
+    from srgym.runners.methods import Bicubic, Mean, Samples
+
+    described = json.loads((folder / "policy.json").read_text())
+    policy = policies.make(described["policy"], **{**described["config"], "scale": 4, "weights": str(folder)})
+    methods: dict[str, Any] = {"bicubic": Bicubic(4), "mean": Mean(policy)}
+    methods |= {f"{n} steps": Samples(policy, steps=n) for n in (1, 3, 6)}
+    frame = evaluate(methods, sources.make("photographs", split=split), _METRICS)
+    table = frame.groupby(["method", "metric"], sort=False)["value"].mean().unstack()
+    return {str(name): {str(k): round(float(v), 4) for k, v in row.items()} for name, row in table.iterrows()}
+
+
+def provenance(run: Path, commit: str) -> dict[str, Any]:
+    """Where a run's result comes from: data, command, seed, date and commit."""
+    record, config = json.loads((run / "run.json").read_text()), json.loads((run / "config.json").read_text())
+    train = [f"{p.name} ({p.library})" for p in PHOTOGRAPHS if p.split == "train"]
+    return {
+        "data": "crops of the training photographs: " + ", ".join(train),
+        "command": f"srgym train experiment={config['name']}",
+        "seed": config["seed"],
+        "date": record["ended"][:10],
+        "commit": commit,
+        "versions": record["versions"],
+        "cost": record["stages"],
+        "licence": "Apache-2.0",
+    }
+
+
+def ship(kind: str, run: Path, target: Path, commit: str) -> None:
+    """Copy a run's policy or scorer to `target`, with its provenance and held-out figures."""
+    target.mkdir(parents=True, exist_ok=True)
+    if kind == "policy":
+        source = run / json.loads((run / "run.json").read_text())["policy"]
+        files: tuple[str, ...] = ("model.safetensors", "policy.json")
+        figures: dict[str, Any] = {split: held_out(source, split) for split in ("validation", "test")}
+    else:
+        source = run / "stages" / "scorer" / "scorer"
+        files = ("model.safetensors", "model.json")
+        figures = {"validation": json.loads((source / "correlations.json").read_text())}
+    for file in files:
+        shutil.copyfile(source / file, target / file)
+    described = {**provenance(run, commit), "held_out": figures}
+    (target / "provenance.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _, what, given_run, given_target, given_commit = sys.argv
+    ship(what, Path(given_run), Path(given_target), given_commit)
