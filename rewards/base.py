@@ -1,7 +1,8 @@
 """The uniform wrapper that every reward is used through, and what it returns."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
 
-__all__ = ["Incompatible", "Reward", "RewardOutput", "follow"]
+__all__ = ["Incompatible", "Reward", "RewardOutput", "follow", "full_precision"]
 
 
 class Incompatible(ValueError):
@@ -98,14 +99,11 @@ class Reward:
         wanted = {key: _to_float32(v) for key, v in given.items() if self._takes_all or key in self._accepts}
         if isinstance(self.score, nn.Module):
             follow(self.score, sr.device)
-        with torch.autocast(sr.device.type, enabled=False), torch.set_grad_enabled(self._carries_gradient()):
+        with full_precision(sr.device), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             output = self._read(self.score(seen, **wanted), sr, finite)
         if seen.requires_grad:
             _stop_gradient_of_invalid(seen, output.valid)
         return output
-
-    def _carries_gradient(self) -> bool:
-        return self.differentiable and torch.is_grad_enabled()
 
     def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
@@ -165,6 +163,19 @@ class Reward:
 
     def _function(self) -> str:
         return f"reward '{self.name}' ({self.info.path})"
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 that is float32: outside autocast, and on a GPU without TF32, which keeps 10 bits of a product."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    held = matmul.fp32_precision, convolution.fp32_precision
+    try:
+        matmul.fp32_precision = convolution.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision, convolution.fp32_precision = held
 
 
 def follow(module: nn.Module, device: torch.device) -> None:

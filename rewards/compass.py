@@ -65,7 +65,12 @@ def group_median(value: Tensor, valid: Tensor, group: Tensor) -> Tensor:
     return torch.nanquantile(table, 0.5, dim=1)
 
 
-@register_reward("compass", range=(-0.452, 5.0), weights="the scorer's, and in full-reference mode the fidelity's")
+@register_reward(
+    "compass",
+    differentiable=True,  # with the compact scorer; an instance says of itself
+    range=(-0.452, 5.0),
+    weights="the scorer's, and in full-reference mode the fidelity's",
+)
 class Compass:
     """OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.
 

@@ -115,6 +115,25 @@ def test_float32_outside_autocast() -> None:
     assert output.total.dtype == torch.float32
 
 
+def test_no_tf32_while_scoring_and_as_before_after_it() -> None:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    seen = []
+
+    def reward(sr: Tensor) -> Tensor:
+        seen.append((matmul.fp32_precision, convolution.fp32_precision))
+        raise RuntimeError("mid-way")
+
+    try:
+        matmul.fp32_precision = convolution.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mid-way"):
+            rewards.make(reward)(images())
+        assert seen == [("ieee", "ieee")]
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
+    finally:
+        matmul.fp32_precision, convolution.fp32_precision = before
+
+
 def test_gradient_flows_only_where_declared() -> None:
     sr = images().requires_grad_()
     assert rewards.make("psnr_y")(sr, hr=images() / 2).total.requires_grad

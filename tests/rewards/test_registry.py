@@ -33,12 +33,11 @@ def test_table_says_what_the_decorator_says(name: str) -> None:
 
 
 def test_listing_is_cheap_and_complete() -> None:
-    code = "import sys, srgym.rewards as r; print(len(r.listing()), 'torch' in sys.modules, 'numpy' in sys.modules)"
-    count, torch_loaded, numpy_loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    code = "import sys, srgym.rewards as r; print(len(r.listing()), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, torch_loaded = done.stdout.split()
     assert int(count) >= len(BUILTIN)
-    assert (torch_loaded, numpy_loaded) == ("False", "False")
+    assert torch_loaded == "False"
 
 
 def test_listing_has_a_row_for_every_name() -> None:
