@@ -1,15 +1,26 @@
-"""Contexts (data, degradation), the bandit, and its Gymnasium and TorchRL faces."""
+"""Environments: sources of contexts, degradations, the bandit, and its faces for Gymnasium and TorchRL.
+
+`SRTask` is the core; `SuperResolutionEnv`, `SuperResolutionVectorEnv` and `SuperResolutionTorchEnv` are thin faces of
+it. `srgym.envs.sources.make(name, ...)` makes a source, `srgym.envs.degradation.degrade(hr, ...)` an LR image.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srgym.envs.sources import Sample as Sample
-    from srgym.envs.sources import Source as Source
+    from srgym.envs.gym_env import SuperResolutionEnv as SuperResolutionEnv
     from srgym.envs.task import Context as Context
     from srgym.envs.task import SRTask as SRTask
+    from srgym.envs.torchrl_env import SuperResolutionTorchEnv as SuperResolutionTorchEnv
+    from srgym.envs.vector_env import SuperResolutionVectorEnv as SuperResolutionVectorEnv
 
-_EXPORTS = {"Context": "task", "SRTask": "task", "Sample": "sources", "Source": "sources"}
+_EXPORTS = {
+    "Context": "task",
+    "SRTask": "task",
+    "SuperResolutionEnv": "gym_env",
+    "SuperResolutionTorchEnv": "torchrl_env",
+    "SuperResolutionVectorEnv": "vector_env",
+}
 
 
 def __getattr__(name: str) -> Any:
