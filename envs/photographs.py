@@ -129,6 +129,10 @@ class Photographs(Source):
         colours = random_colours(self.seed, name) if self.augment else None
         return self._sample(photograph, name, crop, colours)
 
+    def prompts(self) -> list[str]:
+        """The different prompts, from the table."""
+        return sorted({photograph.prompt for photograph in self.photographs})
+
     def full(self, index: int) -> Sample:
         """The whole photograph that sample `index` is a crop of, its sides cut to multiples of the scale."""
         photograph, _ = self._find(index)

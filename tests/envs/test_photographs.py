@@ -113,6 +113,12 @@ def test_scientific_images_have_a_quarter_of_the_crops():
             assert counts[photograph.name] == (10 if photograph.scientific else 40)
 
 
+def test_prompts_are_known_without_reading_every_sample():
+    source = make(crops=4)
+    assert source.prompts() == sorted({source[i].prompt for i in range(len(source))})
+    assert "prompts" in vars(type(source))
+
+
 def test_new_colours_come_in_training_alone_and_leave_half_as_they_are():
     plain, coloured = make(crops=30), make(crops=30, augment=True)
     changed = [not torch.equal(plain[i].hr, coloured[i].hr) for i in range(90)]
