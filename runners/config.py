@@ -18,8 +18,8 @@ __all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "com
 
 SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
 GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
-_STAGE_KEYS = ("kind", "start_from", "when", "lora_from", "adapter", "weight", "scorer")
-_KINDS = ("train", "merge", "scorer")
+_OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": ("scorer",)}
+_STAGE_KEYS = ("kind", "start_from", "when", *(key for keys in _OPTIONS.values() for key in keys))
 
 
 class ConfigError(ValueError):
@@ -265,18 +265,18 @@ def _stage(
             f"stage '{name}' has an unknown key '{unknown[0]}'{_near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
         )
     kind, start = stage.get("kind", "train"), stage.get("start_from", "base")
-    if kind not in _KINDS:
-        raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_KINDS)}")
+    if kind not in _OPTIONS:
+        raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_OPTIONS)}")
     if start == "previous":
         start = before[-1] if before else "base"
-    if kind == "merge" and "lora_from" not in stage:
-        raise ConfigError(f"stage '{name}' merges, so it needs lora_from: the stage that learnt the LoRA")
-    for key, source in (("start_from", start), ("lora_from", stage.get("lora_from", start))):
-        if source != "base" and source not in before:
-            raise ConfigError(f"stage '{name}' has {key}={source}: expected base, previous, or a stage before it")
-    kept = {key: stage[key] for key in ("lora_from", "adapter", "weight", "scorer") if key in stage}
+    kept = {key: stage[key] for key in _OPTIONS[kind] if key in stage}
     if kind == "merge":
+        for key, source in (("start_from", start), ("lora_from", stage.get("lora_from"))):
+            if source not in before:
+                raise ConfigError(f"stage '{name}' merges and has {key}={source}: expected a stage before it")
         return StageConfig(name, kind, start, {}, kept)
+    if start != "base" and start not in before:
+        raise ConfigError(f"stage '{name}' has start_from={start}: expected base, previous, or a stage before it")
     sections = {section: _own_section(section, stage, tree) for section in SECTIONS}
     names = {section: value["name"] for section, value in sections.items() if value and "name" in value}
     for where, block in (("when", tree.get("when")), (f"stages.{name}.when", stage.get("when"))):
@@ -289,7 +289,7 @@ def _stage(
         if section in stage and section not in _replaced(stage):
             _merge(sections[section], stage[section], f"stages.{name}.{section}")
     _scale_budget(sections["runner"], float(tree.get("effort", 1.0)))
-    return StageConfig(name, kind, start, sections)
+    return StageConfig(name, kind, start, sections, kept)
 
 
 def _replaced(stage: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from srgym.policies.base import FlowPolicy
 from srgym.runners.checkpoint import write_folder
 from srgym.runners.config import RunConfig, StageConfig
 from srgym.runners.heldout import averaged_weights
+from srgym.runners.interrupt import Interrupted
 from srgym.runners.loggers import make_loggers
 from srgym.runners.runner import Runner
 from srgym.runners.settings import same_config
@@ -123,6 +124,8 @@ class Run:
         runner, agent, loggers = self._build(stage, folder)
         try:
             cost = runner.learn()
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal, self.folder) from None
         finally:
             for logger in loggers:
                 logger.close()

@@ -56,4 +56,7 @@ def _train(config: RunConfig, overwrite: bool) -> int:
     run = Run(config)
     run.learn()
     print(f"done: the policy is in {run.policy_folder}")
+    page = run.report()
+    if page is not None:
+        print(f"the report is {page}")
     return 0
