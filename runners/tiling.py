@@ -1,0 +1,149 @@
+"""Large images by tiles: the same noise field under all of them, overlapping, blended smoothly."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgym.policies import solvers
+from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.noise import Noise, derive_seeds
+
+__all__ = ["tile_spans", "upscale"]
+
+_STEP = 16  # tiles start at multiples of this in LR pixels, so that their latents lie on one grid
+
+
+def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Where tiles start and end along a side: they cover 0..length, and neighbours share at least `overlap` pixels.
+
+    Raises:
+        ValueError: for a tile that isn't larger than twice its overlap, or sizes that aren't multiples of 16.
+    """
+    if tile <= 2 * overlap or overlap < 0:
+        raise ValueError(f"a tile is larger than twice its overlap, got tile {tile} and overlap {overlap}")
+    if tile % _STEP or overlap % _STEP:
+        raise ValueError(f"tile and overlap are multiples of {_STEP} pixels, got {tile} and {overlap}")
+    if length <= tile:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    starts = [min(i * (tile - overlap), length) for i in range(count)]
+    return [(start, min(start + tile, length)) for start in starts]
+
+
+@torch.no_grad()
+def upscale(
+    policy: FlowPolicy,
+    lr: Tensor,
+    *,
+    steps: int = 6,
+    seed: int = 0,
+    solver: str = "euler",
+    prompt: str | None = None,
+    tile: int = 192,
+    overlap: int = 32,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Super-resolve one image of any size within a bounded memory.
+
+    Args:
+        policy: under the adapter that is active.
+        lr: [3, h, w] in [0, 1].
+        steps, solver, seed: of the sampling. The noise is one field over the whole image, so that tiles agree where
+            they overlap.
+        prompt: for policies that read one.
+        tile, overlap: in LR pixels, multiples of 16; an image of at most `tile` is one tile.
+        progress: called with the share done.
+
+    Returns:
+        SR [3, H, W] in [0, 1], on the CPU.
+    """
+    sampling = Sampling(steps=steps, solver=solver)
+    height, width = lr.shape[-2:]
+    rows, columns = tile_spans(height, tile, overlap), tile_spans(width, tile, overlap)
+    total = torch.zeros(3, height * policy.scale, width * policy.scale)
+    weight = torch.zeros(1, *total.shape[1:])
+    field = _NoiseField(policy, seed, lr, prompt)
+    for number, (top, bottom) in enumerate(rows):
+        for other, (left, right) in enumerate(columns):
+            part = lr[None, :, top:bottom, left:right].to(policy.device)
+            sr = _sample(policy, part, sampling, prompt, field, (top, left))[0].float().cpu()
+            window = _window(rows, number, overlap, policy.scale)[:, None]
+            window = window * _window(columns, other, overlap, policy.scale)[None, :]
+            place = (
+                slice(None), slice(top * policy.scale, bottom * policy.scale),
+                slice(left * policy.scale, right * policy.scale),
+            )  # fmt: skip
+            total[place] += sr * window
+            weight[place] += window
+            if progress is not None:
+                progress((number * len(columns) + other + 1) / (len(rows) * len(columns)))
+    return total / weight
+
+
+def _window(spans: list[tuple[int, int]], number: int, overlap: int, scale: int) -> Tensor:
+    """A tile's weights along a side: 1 in the middle, a raised cosine over the overlap with a neighbour."""
+    start, end = spans[number]
+    window = torch.ones((end - start) * scale)
+    if number > 0:
+        shared = (spans[number - 1][1] - start) * scale
+        window[:shared] = _ramp(shared)
+    if number < len(spans) - 1:
+        shared = (end - spans[number + 1][0]) * scale
+        window[len(window) - shared :] *= _ramp(shared).flip(0)
+    return window
+
+
+def _ramp(length: int) -> Tensor:
+    """From nearly 0 to nearly 1, so that two neighbours' weights add up to 1."""
+    return 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(length) + 0.5) / length)
+
+
+class _NoiseField:
+    """The initial noise of a whole image, the same that an untiled rollout draws, cut into tiles."""
+
+    def __init__(self, policy: FlowPolicy, seed: int, lr: Tensor, prompt: str | None) -> None:
+        def latent(strip: Tensor) -> tuple[int, ...]:
+            return policy.latent_shape(policy.encode(_observation(strip[None].to(policy.device), prompt)))
+
+        # A side of the latents depends on that side of the image alone; strips tell both without the memory of a whole.
+        channels, rows, _ = latent(lr[:, :, :_STEP])
+        columns = latent(lr[:, :_STEP])[2]
+        seeds = derive_seeds(seed, 0, torch.tensor([0]), stream="predict")
+        self._field = Noise(seeds).normal((channels, rows, columns))
+        self._density = latent(lr[:, :_STEP, :_STEP])[1] / min(_STEP, lr.shape[1])
+        self._device = policy.device
+
+    def tile(self, shape: tuple[int, ...], corner: tuple[int, int]) -> Tensor:
+        """Noise [1, channels, rows, columns] of the tile whose LR corner is (top, left)."""
+        top, left = (round(place * self._density) for place in corner)
+        return self._field[:, :, top : top + shape[1], left : left + shape[2]].to(self._device)
+
+
+def _observation(part: Tensor, prompt: str | None) -> dict[str, Any]:
+    return {"lr": part, "prompt": None if prompt is None else [prompt]}
+
+
+def _sample(
+    policy: FlowPolicy,
+    part: Tensor,
+    sampling: Sampling,
+    prompt: str | None,
+    field: _NoiseField,
+    corner: tuple[int, int],
+) -> Tensor:
+    """One tile [1, 3, h, w] super-resolved: the deterministic solvers of `FlowPolicy.sample`, from given noise."""
+    cond = policy.encode(_observation(part, prompt))
+    x = field.tile(policy.latent_shape(cond), corner)
+    times = policy.sigmas(sampling.steps, cond).to(policy.device)
+    memory = None
+    for i in range(sampling.steps):
+        t, t_next = (u.expand(1) for u in (times[i], times[i + 1]))
+        v = policy.velocity(x, t, cond).float()
+        if sampling.solver == "dpm2m":
+            x, memory = solvers.dpm2m_step(v, x, t, t_next, memory)
+        else:
+            x = solvers.euler_step(v, x, t, t_next)
+    return policy.decode(x, cond)
