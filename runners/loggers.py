@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["LOGGERS", "CSVLogger", "Logger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
+__all__ = ["LOGGERS", "CSVLogger", "Logger", "PictureLogger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
 
 
 class Logger(ABC):
@@ -70,6 +72,28 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, rows
 
 
+class PictureLogger(Logger):
+    """Every picture as a PNG file: `folder/NAME_STEP.png`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers are the other loggers'."""
+
+    def image(self, step: int, name: str, image: Tensor) -> None:
+        from PIL import Image
+
+        self._folder.mkdir(exist_ok=True)
+        Image.fromarray(_pixels(image)).save(self._folder / f"{name.rpartition('/')[2]}_{step:06d}.png")
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """Float [3, H, W] in [0, 1] to uint8 [H, W, 3]."""
+    array: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return array
+
+
 class TensorBoardLogger(Logger):
     """TensorBoard event files in a folder; a resumed run hides the steps after the one it goes on from."""
 
@@ -109,8 +133,7 @@ class TrackerLogger(Logger):
         self._package.log(dict(values), step=step)
 
     def image(self, step: int, name: str, image: Tensor) -> None:
-        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        self._package.log({name: self._package.Image(pixels)}, step=step)
+        self._package.log({name: self._package.Image(_pixels(image))}, step=step)
 
     def close(self) -> None:
         self._package.finish()
@@ -122,7 +145,7 @@ LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 def make_loggers(
     names: str | Iterable[str], folder: Path, run: str, config: Mapping[str, Any], after: int = 0
 ) -> list[Logger]:
-    """The loggers of one stage: `metrics.csv` in `folder` always, and what `names` asks for beside it.
+    """The loggers of one stage: `metrics.csv` and `pictures/` in `folder` always, and what `names` asks for beside.
 
     Raises:
         ValueError: for a name that isn't in `LOGGERS`.
@@ -132,7 +155,7 @@ def make_loggers(
         if name not in LOGGERS:
             raise ValueError(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
     folder.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after)]
+    loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after), PictureLogger(folder / "pictures")]
     for name in chosen:
         if name == "tensorboard":
             loggers.append(TensorBoardLogger(folder / "tensorboard", after))

@@ -1,0 +1,47 @@
+"""srgym envs [env=NAME env.key=value ...]: list the sources of contexts and the Gymnasium environments.
+
+srgym envs                                              what there is
+srgym envs env=photographs env.split=test               open one and count its contexts
+srgym envs env=paired_folders env.lr=LR env.hr=HR       the same for folders of your own
+"""
+
+from typing import Any
+
+__all__ = ["run"]
+
+
+def run(arguments: list[str]) -> int:
+    if arguments:
+        from srgym.runners.config import compose, resolve
+
+        return _open(dict(resolve(*compose(arguments)).stages[0].sections["env"]))
+    from srgym.envs import sources
+
+    described = sources.describe()
+    width = max(map(len, described))
+    print("sources of contexts (env=NAME):")
+    for name, line in described.items():
+        print(f"  {name:<{width}}  {line}")
+    print("\nGymnasium environments (gymnasium.make, after import srgym):")
+    for name in _registered():
+        print(f"  {name}")
+    return 0
+
+
+def _registered() -> list[str]:
+    import gymnasium
+
+    import srgym  # noqa: F401 - registers them
+
+    return sorted(name for name, spec in gymnasium.registry.items() if spec.namespace == "srgym")
+
+
+def _open(env: dict[str, Any]) -> int:
+    from srgym.envs import sources
+
+    env.pop("prompts", None)
+    name = env.pop("name")
+    source = sources.make(name, **env)
+    size = "of several sizes" if source.size is None else f"of {source.size[0]} x {source.size[1]} pixels"
+    print(f"{name}: {len(source):,} contexts, LR {size}, x{source.scale}, with {', '.join(sorted(source.provides))}")
+    return 0

@@ -1,0 +1,78 @@
+"""srgym rewards [NAME ...]: list the rewards, or what is known of some.
+
+srgym rewards                 one line a reward
+srgym rewards compass dists   everything about two of them
+srgym rewards --json          the table as JSON
+srgym rewards check NAME [reward.key=value ...]
+                              run the checks that a reward must pass (shapes, order, batch size, range, gradient);
+                              NAME is a registered name or module:object; the exit code is 1 if one fails
+"""
+
+import json
+from difflib import get_close_matches
+from typing import Any
+
+from srgym.rewards.registry import listing
+from srgym.runners.command_line import take_values
+from srgym.runners.commands.arguments import take_flag
+
+__all__ = ["run"]
+
+
+def run(arguments: list[str]) -> int:
+    if arguments and arguments[0] == "check":
+        return _check(arguments[1:])
+    as_json = take_flag(arguments, "--json")
+    rows = listing()
+    if arguments:
+        rows = [_find(rows, name) for name in arguments]
+    if as_json:
+        print(json.dumps(rows, indent=2, default=str))
+    elif arguments:
+        for row in rows:
+            facts = [f"  {key}: {_plain(value)}" for key, value in row.items() if key != "name"]
+            print("\n".join([row["name"], *facts]))
+    else:
+        _table(rows)
+    return 0
+
+
+def _find(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    for row in rows:
+        if row["name"] == name:
+            return row
+    names = [str(row["name"]) for row in rows]
+    near = get_close_matches(name, names, 1)
+    hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(names)}"
+    raise ValueError(f"there is no reward '{name}'{hint}")
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    head = ("name", "needs", "gradient", "range", "licence", "what it is")
+    table = [head]
+    for row in rows:
+        low, high = row["range"]
+        gradient = "yes" if row["differentiable"] else "no"
+        needs = ",".join(row["needs"]) or "-"
+        table.append((row["name"], needs, gradient, f"{low:g}..{high:g}", row["licence"], row["doc"]))
+    widths = [max(len(str(line[i])) for line in table) for i in range(len(head) - 1)]
+    for line in table:
+        print("  ".join([*(f"{cell!s:<{width}}" for cell, width in zip(line, widths, strict=False)), str(line[-1])]))
+
+
+def _check(arguments: list[str]) -> int:
+    names = [argument for argument in arguments if "=" not in argument]
+    if len(names) != 1:
+        raise ValueError(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
+    options = take_values([argument for argument in arguments if "=" in argument], {"reward": {}})[0]["reward"]
+    if ":" not in names[0]:
+        _find(listing(), names[0])  # a misspelt name is refused before torch loads
+    from srgym.rewards.check import check
+
+    report = check(names[0], **options)
+    print(report.table())
+    return 0 if report.ok else 1
