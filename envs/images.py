@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 __all__ = ["MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "image_files", "image_size", "read_image", "to_float"]
@@ -75,6 +76,8 @@ def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tu
     path = Path(path)
     with _opened(path, max_pixels) as image:
         width, height = image.size
+        if isinstance(image, TiffImageFile):  # its size is turned already in some versions of Pillow
+            width, height = image.tag_v2.get(IMAGEWIDTH, width), image.tag_v2.get(IMAGELENGTH, height)
         # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where next to nobody puts them.
         seen = image.format != "PNG" or "exif" in image.info
         try:

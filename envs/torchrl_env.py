@@ -18,9 +18,9 @@ __all__ = ["SuperResolutionTorchEnv"]
 class SuperResolutionTorchEnv(EnvBase):
     """G contexts, each K times: episodes of one step, scored in one call.
 
-    - Observations: `lr` float32 [G, K, 3, h, w] in [0, 1], the same along K; `index` int64 [G, K], the context's place in
-      the source; `valid` bool [G, K, 1], whether the last action got a score (False before there was one); with prompts,
-      `prompt`, a text each.
+    - Observations: `lr` float32 [G, K, 3, h, w] in [0, 1], the same along K; `index` int64 [G, K], the context's place
+      in the source; `valid` bool [G, K, 1], whether the last action got a score (False before there was one); with
+      prompts, `prompt`, a text each.
     - Action: `action` float32 [G, K, 3, h * scale, w * scale] in [0, 1], clipped to it.
     - Reward: float32 [G, K, 1]; NaN where `valid` is False, or the number chosen as `invalid_reward`.
 
