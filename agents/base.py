@@ -43,8 +43,8 @@ class Agent(ABC):
         group_size: samples of a context in one iteration, K.
         epochs: passes over the rows of an iteration.
         ema: the cap of the evaluation average's decay, min((1 + s) / (10 + s), ema); 0: the learner itself.
-        provides: what the source of contexts provides, of {"lr", "hr", "prompt", "degradation"}; None: not known yet
-            (then `check` may be called later).
+        provides: what the source of contexts provides, see `check`; None: not known yet, and `check` may be called
+            later.
 
     Raises:
         Incompatible: for parts that can't work together, naming both and what would work.
@@ -89,7 +89,7 @@ class Agent(ABC):
         """Refuse a source of contexts that lacks what the agent needs.
 
         Args:
-            provides: the names of what it provides, of {"lr", "hr", "prompt", "degradation"}.
+            provides: the names of what it provides, of {"lr", "hr", "prompt", "degradation", "preference"}.
 
         Raises:
             Incompatible: naming the agent and what is missing.
@@ -99,6 +99,12 @@ class Agent(ABC):
                 f"{type(self).__name__} needs ground truth ('hr'), and the contexts provide {_listed(provides)}: use "
                 "contexts with 'hr' (photographs, hr_folder, paired_folders), or DiffusionNFT, FlowGRPO or DPO with a "
                 "reward that needs none"
+            )
+        if Need.PREFERENCES in self.needs and "preference" not in provides:
+            raise Incompatible(
+                f"{type(self).__name__} with pairs='offline' needs a preference dataset ('preference'), and the "
+                f"contexts provide {_listed(provides)}: train on srgym.runners.preferences:Preferences, or take "
+                "pairs='best_worst'"
             )
         missing = set() if self.reward is None else self.reward.missing(provides) & {"lr", "hr"}
         if self.reward is not None and missing:

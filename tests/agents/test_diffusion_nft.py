@@ -188,6 +188,19 @@ def test_noise_is_fresh_in_each_update_and_the_same_in_each_microbatch(agent, to
     assert float(agent.loss(rows)["loss_policy"]) != float(whole["loss_policy"])
 
 
+def test_each_time_of_a_sample_has_noise_of_its_own(agent, toy):
+    rows = agent.prepare(toy.collect(agent, torch.arange(1)))
+    seen = []
+    velocity = agent.policy.velocity
+    agent.policy.velocity = lambda x, t, cond: seen.append(x) or velocity(x, t, cond)
+    agent.loss(rows)
+    samples, sample = shared(rows)
+    s = rows["t"].reshape(-1, 1, 1, 1)
+    eps = (seen[0] - (1 - s) * samples["x0"][sample]) / s
+    assert len(torch.unique(eps[:, 0, 0, 0])) == len(rows)
+    assert eps.mean().abs() < 5 / eps.numel() ** 0.5 and abs(eps.std() - 1) < 0.1
+
+
 def diverge(policy, by=0.3):
     with torch.no_grad():
         for _, parameter in policy.trainable_parameters():
@@ -214,6 +227,8 @@ def test_forwards_are_saved_where_they_can_be(agent, toy):
 def test_kl_is_the_mean_square_distance_from_the_base(agent, toy):
     rows = agent.prepare(toy.collect(agent, torch.arange(2)))
     diverge(agent.policy)
+    agent.policy.sync("default", "old")
+    diverge(agent.policy)  # the base, the old policy and the learner are three
     terms = agent.loss(rows)
     shift = agent.policy.learnt().detach()
     # The toy's velocity moves with the shift by -t / ((1 - t)^2 s^2 + t^2).
