@@ -213,7 +213,7 @@ class Runner:
                 objective = sum((value for key, value in terms.items() if key.startswith("loss_")), torch.zeros(()))
                 torch.autograd.backward(objective * share)
             for key, value in [("loss", objective), *terms.items()]:
-                name = key if key == "loss" else f"loss/{key.removeprefix('loss_')}"
+                name = key.replace("loss_", "loss/", 1) if key.startswith("loss") else f"agent/{key}"
                 sums[name] = sums.get(name, 0.0) + share * float(value.detach())
         rate = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup, self.progress)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), self.settings.clip))

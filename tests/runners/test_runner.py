@@ -37,13 +37,31 @@ def test_counts_and_logs(toy: Any) -> None:
     assert last["agent/dropped"] == 1
     assert last["agent/rows"] == 7
     assert last["reward/mean"] == pytest.approx(-last["reward/distance"], abs=0.05)
-    assert {"reward/spread_in_groups", "loss", "loss/flow", "loss/weight", "optim/lr", "cost/flops"} <= set(last)
+    assert {"reward/spread_in_groups", "loss", "loss/flow", "agent/weight", "optim/lr", "cost/flops"} <= set(last)
+
+
+def test_a_loss_and_a_number_of_one_name_are_logged_apart(toy: Any) -> None:
+    policy = toy.policy()
+    agent = toy.agent(policy)
+    whole = agent.loss
+
+    def with_drift(rows: Any) -> Any:
+        terms = whole(rows)
+        terms["loss_drift"], terms["drift"] = 0.1 * terms["loss_flow"].detach(), terms["loss_flow"].detach()
+        return terms
+
+    agent.loss = with_drift
+    kept = Kept()
+    toy.run(agent=agent, iterations=1, loggers=[kept]).learn()
+    last = kept.rows[-1][1]
+    assert last["loss/drift"] == pytest.approx(0.1 * last["agent/drift"])
+    assert last["loss"] == pytest.approx(last["loss/flow"] + last["loss/drift"])
 
 
 def test_learns(toy: Any) -> None:
     kept = Kept()
     toy.run(loggers=[kept], iterations=40, lr=5e-2, checkpoint_every=0).learn()
-    losses = [row["loss/flow"] / row["loss/weight"] for _, row in kept.rows]
+    losses = [row["loss/flow"] / row["agent/weight"] for _, row in kept.rows]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
