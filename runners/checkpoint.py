@@ -140,11 +140,14 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
-        for folder in self._found():
+        found = self._found()
+        for folder in found:
             try:
                 verify(folder)
             except DamagedCheckpoint as damage:
-                warnings.warn(f"passing over a damaged checkpoint: {damage}; using the one before", stacklevel=2)
+                last = folder == found[-1]
+                then = "there is none before, so this starts afresh" if last else "using the one before"
+                warnings.warn(f"passing over a damaged checkpoint: {damage}; {then}", stacklevel=2)
                 continue
             return read(folder)
         return None

@@ -4,9 +4,12 @@ Nothing heavy is imported before the settings are checked.
 """
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 __all__ = ["COMMANDS", "main"]
 
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(command.run, rest)
 
 
-def _run(command: "object", rest: list[str]) -> int:
-    assert callable(command)
+def _run(command: Callable[[list[str]], int], rest: list[str]) -> int:
+    warnings.showwarning = _tell
     try:
         return int(command(rest) or 0)
     except (ValueError, FileNotFoundError) as error:
@@ -69,6 +72,20 @@ def _run(command: "object", rest: list[str]) -> int:
         if code is None:
             raise
         return _refuse(str(error), int(code))
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as a sentence; other libraries' as Python shows them."""
+    ours = "srgym" in Path(filename).parts and category is UserWarning
+    told = f"srgym: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    sys.stderr.write(told)
 
 
 def _refuse(message: str, code: int = 2) -> int:

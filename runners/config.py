@@ -35,8 +35,8 @@ class StageConfig:
         kind: "train"; "merge" (add the LoRA of stage `lora_from` to the weights of stage `start_from`); or "scorer"
             (train the compact COMPASS scorer on candidates of the policy).
         start_from: "base" (the run's policy), "previous", or a stage's name.
-        sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained); a merge has
-            none.
+        sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained); a merge
+            learns nothing, so it has `env`, `policy` and `runner` alone, which its evaluation follows.
         options: `lora_from`, `adapter` and `weight` of a merge; `scorer`'s settings.
     """
 
@@ -264,32 +264,40 @@ def _stage(
         raise ConfigError(
             f"stage '{name}' has an unknown key '{unknown[0]}'{_near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
         )
-    kind, start = stage.get("kind", "train"), stage.get("start_from", "base")
+    kind = stage.get("kind", "train")
     if kind not in _OPTIONS:
         raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_OPTIONS)}")
+    start = stage.get("start_from", "base")
     if start == "previous":
         start = before[-1] if before else "base"
-    kept = {key: stage[key] for key in _OPTIONS[kind] if key in stage}
+    if start != "base" and start not in before:
+        raise ConfigError(f"stage '{name}' has start_from={start}: expected base, previous, or a stage before it")
     if kind == "merge":
         for key, source in (("start_from", start), ("lora_from", stage.get("lora_from"))):
             if source not in before:
                 raise ConfigError(f"stage '{name}' merges and has {key}={source}: expected a stage before it")
-        return StageConfig(name, kind, start, {}, kept)
-    if start != "base" and start not in before:
-        raise ConfigError(f"stage '{name}' has start_from={start}: expected base, previous, or a stage before it")
+    sections = _sections(name, stage, tree, line)
+    if kind == "merge":
+        sections = {section: sections[section] for section in ("env", "policy", "runner")}
+    return StageConfig(name, kind, start, sections, {key: stage[key] for key in _OPTIONS[kind] if key in stage})
+
+
+def _sections(name: str, stage: Mapping[str, Any], tree: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
+    """A stage's sections, from the weakest of what sets them to the strongest."""
     sections = {section: _own_section(section, stage, tree) for section in SECTIONS}
     names = {section: value["name"] for section, value in sections.items() if value and "name" in value}
     for where, block in (("when", tree.get("when")), (f"stages.{name}.when", stage.get("when"))):
         _apply_when(sections, names, block or {}, where)
+    replaced = _replaced(stage)
     for key, value, how in line.values:
         section = key.split(".")[0]
-        if section in SECTIONS and section not in _replaced(stage):
+        if section in SECTIONS and section not in replaced:
             _set(sections, key, value, how)
     for section in SECTIONS:
-        if section in stage and section not in _replaced(stage):
+        if section in stage and section not in replaced:
             _merge(sections[section], stage[section], f"stages.{name}.{section}")
     _scale_budget(sections["runner"], float(tree.get("effort", 1.0)))
-    return StageConfig(name, kind, start, sections, kept)
+    return sections
 
 
 def _replaced(stage: Mapping[str, Any]) -> list[str]:

@@ -92,6 +92,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(toy: Any, how: st
     assert torch.equal(again.policy.learner.weight, whole.policy.learner.weight)
 
 
+def test_without_a_whole_checkpoint_a_run_starts_afresh(toy: Any) -> None:
+    toy.run(iterations=2).learn()
+    _damage(toy.folder / "checkpoints" / "00000002", "changed")
+    again = toy.run()
+    with pytest.warns(UserWarning, match="there is none before, so this starts afresh"):
+        assert not again.resume()
+    assert again.iteration == 0
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number in (1, 2, 10):
