@@ -1,10 +1,13 @@
-"""A vision-language model small enough to be built inside a test, from the real classes, with random weights."""
+"""Who answers questions in tests: an engine with a script, and a small model of the real classes with random weights."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from srgym.rewards.serving.question import BadAnswer, Question, Reply
 
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -19,6 +22,29 @@ _TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+class Scripted:
+    """An engine whose answers are written down; keeps what it was asked."""
+
+    def __init__(self, answer: Callable[[Question], Reply]) -> None:
+        self.answer, self.asked = answer, list[Question]()
+
+    def ask(self, questions: Sequence[Question], read: Callable[[Reply], Any]) -> list[Any]:
+        self.asked += questions
+        values: list[Any] = []
+        for question in questions:
+            try:
+                values.append(read(self.answer(question)))
+            except BadAnswer:
+                values.append(None)
+        return values
+
+
+@pytest.fixture
+def scripted() -> type[Scripted]:
+    """Makes engines that answer as a function of the question says."""
+    return Scripted
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,7 @@ from srgym.rewards.serving.guide import PatternGuide
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS
-from srgym.rewards.serving.question import BadAnswer, Question, Reply, png
-
-
-class Scripted:
-    """An engine whose answers are written down; keeps what it was asked."""
-
-    def __init__(self, answer: Callable[[Question], Reply]) -> None:
-        self.answer, self.asked = answer, list[Question]()
-
-    def ask(self, questions: Sequence[Question], read: Callable[[Reply], Any]) -> list[Any]:
-        self.asked += questions
-        values: list[Any] = []
-        for question in questions:
-            try:
-                values.append(read(self.answer(question)))
-            except BadAnswer:
-                values.append(None)
-        return values
-
-    def stream(self, questions: Any, read: Any, groups: Any = None) -> Iterator[tuple[int, list[Any]]]:
-        yield 0, self.ask(questions, read)
+from srgym.rewards.serving.question import Question, Reply, png
 
 
 @pytest.fixture
@@ -55,11 +34,13 @@ def engine(tiny_qwen3vl: Path) -> TransformersEngine:
     return TransformersEngine(tiny_qwen3vl, device="cpu", dtype="float32")
 
 
-def test_a_pair_is_shown_as_two_images_of_one_size_and_its_scores_are_read(pairs: tuple[Tensor, Tensor]) -> None:
+def test_a_pair_is_shown_as_two_images_of_one_size_and_its_scores_are_read(
+    scripted: Any, pairs: tuple[Tensor, Tensor]
+) -> None:
     from PIL import Image
 
     said = {"fidelity": 0.83, "q_lr": 2.1, "q_sr": 3.75}
-    engine = Scripted(lambda _: Reply(json.dumps(said)))
+    engine = scripted(lambda _: Reply(json.dumps(said)))
     lr, sr = pairs
     f, q_lr, q_sr, valid = MLLMScorer(engine)(lr, sr)
     assert f.tolist() == pytest.approx([0.83] * 4)
@@ -73,7 +54,7 @@ def test_a_pair_is_shown_as_two_images_of_one_size_and_its_scores_are_read(pairs
     assert len({question.seed for question in engine.asked}) == 4
 
 
-def test_a_row_without_a_score_is_invalid_and_the_others_keep_theirs(pairs: tuple[Tensor, Tensor]) -> None:
+def test_a_row_without_a_score_is_invalid_and_the_others_keep_theirs(scripted: Any, pairs: Any) -> None:
     lr, sr = pairs
     third = png(sr[2])
 
@@ -81,20 +62,20 @@ def test_a_row_without_a_score_is_invalid_and_the_others_keep_theirs(pairs: tupl
         broken = '{"fidelity":0.5,"q_lr":2.00,"q_sr":7.00}'
         return Reply(broken if question.images[1] == third else broken.replace("7", "4"))
 
-    f, _, q_sr, valid = MLLMScorer(Scripted(answer))(lr, sr)
+    f, _, q_sr, valid = MLLMScorer(scripted(answer))(lr, sr)
     assert valid.tolist() == [True, True, False, True]
     assert q_sr[valid].tolist() == [4.0] * 3
     assert f[2].isnan()
-    scored = make("compass", scorer=MLLMScorer(Scripted(answer)))(sr, lr=lr)
+    scored = make("compass", scorer=MLLMScorer(scripted(answer)))(sr, lr=lr)
     assert scored.valid.tolist() == [True, True, False, True]
     assert scored.total[2].isnan()
     # R = F Q_LR + F^(Q_LR / 7) (Q_SR - Q_LR) by hand.
     assert scored.total[0].item() == pytest.approx(0.5 * 2 + 0.5 ** (2 / 7) * 2)
 
 
-def test_the_soft_scorer_asks_about_every_image_once(pairs: tuple[Tensor, Tensor]) -> None:
+def test_the_soft_scorer_asks_about_every_image_once(scripted: Any, pairs: Any) -> None:
     rating = {2: "4", 1: "3"}
-    engine = Scripted(lambda q: Reply("", logprobs={d: 0.0 if d == rating[len(q.images)] else -1e9 for d in q.choices}))
+    engine = scripted(lambda q: Reply("", logprobs={d: 0.0 if d == rating[len(q.images)] else -1e9 for d in q.choices}))
     f, q_lr, q_sr, valid = SoftScorer(engine)(*pairs)
     # 4 pairs, 2 LR images, 4 SR images.
     assert sorted(len(question.images) for question in engine.asked) == [1] * 6 + [2] * 4

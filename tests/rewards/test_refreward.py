@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,7 @@ import torch
 
 from srgym.rewards import make
 from srgym.rewards.refreward import RefReward, ranking_reward, ranking_rewards
-from srgym.rewards.serving.question import BadAnswer, Question, Reply, png
-
-
-class Scripted:
-    """An engine whose answers are written down."""
-
-    def __init__(self, answer: Callable[[Question], str]) -> None:
-        self.answer, self.asked = answer, list[Question]()
-
-    def ask(self, questions: Sequence[Question], read: Callable[[Reply], Any]) -> list[Any]:
-        self.asked += questions
-        values: list[Any] = []
-        for question in questions:
-            try:
-                values.append(read(Reply(self.answer(question))))
-            except BadAnswer:
-                values.append(None)
-        return values
+from srgym.rewards.serving.question import Reply, png
 
 
 @pytest.fixture
@@ -39,21 +21,21 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("c", "n", "total"), [(1.0, 1.0, 0.0), (5.0, 5.0, 1.0), (4.0, 2.0, 0.5), (2.5, 3.0, 0.4375)])
 def test_the_reward_is_the_mean_of_both_axes_on_a_scale_from_0_to_1(
-    c: float, n: float, total: float, pairs: Any
+    c: float, n: float, total: float, pairs: Any, scripted: Any
 ) -> None:
     lr, sr = pairs
-    reward = make(RefReward(Scripted(lambda _: json.dumps({"consistency": c, "naturalness": n}))))
+    reward = make(RefReward(scripted(lambda _: Reply(json.dumps({"consistency": c, "naturalness": n})))))
     output = reward(sr, lr=lr)
     assert output.total.tolist() == [total] * 3
     assert output.components["consistency"].tolist() == [c] * 3
     assert output.components["naturalness"].tolist() == [n] * 3
 
 
-def test_a_pair_without_an_answer_is_invalid(pairs: Any) -> None:
+def test_a_pair_without_an_answer_is_invalid(pairs: Any, scripted: Any) -> None:
     lr, sr = pairs
     broken = png(sr[1])
     said = {"consistency": 3, "naturalness": 3}
-    engine = Scripted(lambda q: "none" if q.images[1] == broken else json.dumps(said))
+    engine = scripted(lambda q: Reply("none" if q.images[1] == broken else json.dumps(said)))
     output = make(RefReward(engine))(sr, lr=lr)
     assert output.valid.tolist() == [True, False, True]
     assert output.total[1].isnan()
