@@ -1,4 +1,4 @@
-"""Who answers questions in tests: an engine with a script, and a small model of the real classes with random weights."""
+"""Who answers questions in tests: an engine with a script, and a small model of the real classes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
