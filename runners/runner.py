@@ -84,6 +84,7 @@ class Runner:
         )  # fmt: skip
         self.meter = Meter(policy)
         self.iteration, self.updates, self.images, self.skipped = 0, 0, 0, 0
+        self._evaluated: int | None = None
         self._spent, self._started = 0.0, time.monotonic()
         self._queue: deque[Future[Any]] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -121,7 +122,7 @@ class Runner:
         display = None if self._quiet else Display(self.name)
         with listening() as stop, self._working():
             try:
-                if self._heldout is not None and self.settings.eval_every and not self.iteration:
+                if not self.iteration:
                     self._log(self._evaluate())
                 while self.progress < 1:
                     self._step(display)
@@ -135,8 +136,7 @@ class Runner:
         return self.cost
 
     def _finish(self) -> None:
-        if self._heldout is not None and self.settings.eval_every:
-            self._log(self._evaluate())
+        self._log(self._evaluate())  # nothing where the last iteration knew that it was the last
         self.save()
 
     @contextlib.contextmanager
@@ -179,9 +179,9 @@ class Runner:
     def _after(self, logged: dict[str, float], rollout: TensorDict, display: Display | None) -> None:
         """Log, evaluate and checkpoint, where their turn has come."""
         settings, last = self.settings, self.progress >= 1
-        if _due(settings.log_every, self.iteration) or last:
-            if not last and self._heldout is not None and _due(settings.eval_every, self.iteration):
-                logged |= self._evaluate()
+        if _due(settings.eval_every, self.iteration) or last:
+            logged |= self._evaluate()
+        if _due(settings.log_every, self.iteration) or last or any(name.startswith("eval/") for name in logged):
             self._log(logged)
         if self._heldout is not None and _due(settings.images_every, self.iteration):
             self._picture()
@@ -238,11 +238,16 @@ class Runner:
     # What is seen of it
 
     def _log(self, values: Mapping[str, float]) -> None:
+        if not values:
+            return
         for logger in self._loggers:
             logger.scalars(self.iteration, values)
 
     def _evaluate(self) -> dict[str, float]:
-        assert self._heldout is not None
+        """The held-out numbers, once an iteration; nothing for a run without evaluations."""
+        if self._heldout is None or not self.settings.eval_every or self._evaluated == self.iteration:
+            return {}
+        self._evaluated = self.iteration
         return self._heldout.evaluate(self.policy, self.agent)
 
     def _picture(self) -> None:
@@ -266,8 +271,8 @@ class Runner:
             tensors["agent"] = agent_tensors
         values = {
             "stage": self.name, "iteration": self.iteration, "updates": self.updates, "images": self.images,
-            "skipped": self.skipped, "seconds": self.seconds, "forwards": self.meter.forwards,
-            "flops": self.meter.flops, "contexts_taken": self._sampler.taken, "agent": agent_values,
+            "skipped": self.skipped, "evaluated": self._evaluated, "seconds": self.seconds,
+            "forwards": self.meter.forwards, "flops": self.meter.flops, "contexts_taken": self._sampler.taken, "agent": agent_values,
             "generators": generator_values, "settings": asdict(self.settings), "config": self.config,
         }  # fmt: skip
         return self._checkpoints.save(self.iteration, tensors, values)
@@ -292,7 +297,7 @@ class Runner:
         state.load_generator_state(found.tensors["generators"], values["generators"])
         self.agent.load_state({**found.tensors.get("agent", {}), **values["agent"]})
         self.iteration, self.updates, self.images = values["iteration"], values["updates"], values["images"]
-        self.skipped, self._spent = values["skipped"], values["seconds"]
+        self.skipped, self._spent, self._evaluated = values["skipped"], values["seconds"], values.get("evaluated")
         self.meter.forwards, self.meter.flops = values["forwards"], values["flops"]
         self._sampler.taken = values["contexts_taken"]
 
