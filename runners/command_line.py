@@ -8,7 +8,7 @@ from typing import Any
 
 from srgym.runners.config import ConfigError, flatten
 
-__all__ = ["defaults", "merge_known", "sweep", "take_values"]
+__all__ = ["defaults", "merge_known", "sweep", "take_values", "words"]
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -68,12 +68,13 @@ def _put(chosen: dict[str, Any], settings: Mapping[str, Any], key: str, value: A
 
 def _parse(argument: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         return OverridesParser.create().parse_override(argument)
-    except OverrideParseException as error:
-        raise ConfigError(f"can't read '{argument}': {str(error).splitlines()[0]}") from error
+    except HydraException as error:
+        hint = "; what holds an '=' inside a list needs quotes" if argument.count("=") > 1 else ""
+        raise ConfigError(f"can't read '{argument}': {str(error).splitlines()[0]}{hint}") from error
 
 
 def _value(argument: str) -> Any:
@@ -112,3 +113,16 @@ def merge_known(settings: Mapping[str, Any], changes: Mapping[str, Any], where: 
         known = isinstance(inner, Mapping) and inner and isinstance(value, Mapping)
         merged[key] = merge_known(inner, value, f"{where}.{key}") if known else deepcopy(value)
     return merged
+
+
+def words(value: Any) -> Iterator[str]:
+    """Every string in nested settings, keys and values: all names that they mention."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from words(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from words(inner)

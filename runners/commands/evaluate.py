@@ -114,7 +114,7 @@ def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any,
         methods[name] = Samples(
             policy, settings["steps"], settings["solver"], settings["adapter"], settings["colour_fix"] or "none"
         )
-    return sources.make(**env), methods
+    return sources.make(env), methods
 
 
 def _save_images(methods: Mapping[str, Any], source: Any, folder: Path, settings: Mapping[str, Any]) -> None:

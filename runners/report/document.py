@@ -23,10 +23,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Callout:
-    """A verdict or an alert, which must not be overlooked."""
+    """A verdict or an alert, which must not be overlooked; `tag` heads it, by default what its kind is called."""
 
     kind: Literal["good", "bad", "warning", "neutral"]
     text: str
+    tag: str = ""
+
+    @property
+    def heading(self) -> str:
+        called = {"good": "Holds", "bad": "Does not hold", "warning": "Alert", "neutral": "Note"}
+        return self.tag or called[self.kind]
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,14 @@ class Table:
 
     Attributes:
         strong: rows that stand out, by number.
+        words: whether the other columns hold words, which are set to the left and broken into lines.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     strong: frozenset[int] = frozenset()
+    words: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -74,10 +74,6 @@ def record_tables(record: Mapping[str, Any]) -> list[Table]:
         rest = ", ".join(f"{key} {value}" for key, value in one.items() if key != "colour_fix")
         methods.append([name, rest, str(one["colour_fix"])])
     return [
-        Table(
-            ["metric", "computed by", "variant", "colour space", "weights"],
-            metrics,
-            _DIRECTION,
-        ),
-        Table(["method", "how", "colour fix"], methods),
+        Table(["metric", "computed by", "variant", "colour space", "weights"], metrics, _DIRECTION, words=True),
+        Table(["method", "how", "colour fix"], methods, words=True),
     ]

@@ -24,6 +24,7 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .8rem; border-top: 
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 .lead { color: var(--soft); margin-bottom: 1.4rem; }
+.interval { white-space: nowrap; }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--tint); padding: .1em .3em;
   border-radius: 3px; }
 .callout { border-left: 4px solid var(--soft); background: var(--tint); padding: .6rem .9rem; margin: .6rem 0;
@@ -35,17 +36,18 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; backgrou
 .callout.good b.tag { color: var(--good); } .callout.bad b.tag { color: var(--bad); }
 .callout.warning b.tag { color: var(--warn); }
 figure { margin: 0; }
-figcaption, caption { color: var(--soft); font-size: .86rem; text-align: left; }
-caption { caption-side: bottom; padding-top: .45rem; white-space: normal; }
-.wide { overflow-x: auto; margin: .8rem 0 1.2rem; -webkit-overflow-scrolling: touch; }
+figcaption, .under { color: var(--soft); font-size: .86rem; }
+.under { margin: 0 0 1.4rem; }
+.wide { overflow-x: auto; margin: .8rem 0 .4rem; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-td:first-child { white-space: normal; min-width: 7rem; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: min(10rem, 32vw); }
+table.words th, table.words td { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
 tr.strong td { font-weight: 600; background: var(--tint); }
 .grid { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
-  margin: 1rem 0; }
+  margin: 1rem 0; align-items: start; }
 .grid figure { border: 1px solid var(--line); border-radius: 6px; background: var(--card); padding: .6rem; }
 .grid figure:only-child { max-width: 44rem; }
 .grid img { display: block; width: 100%; height: auto; }
@@ -55,7 +57,6 @@ tr.strong td { font-weight: 600; background: var(--tint); }
 .panels figcaption { padding-top: .2rem; }
 """
 
-_TAGS = {"good": "Holds", "bad": "Does not hold", "warning": "Alert", "neutral": "Note"}
 _SMALL = 200  # pictures below this many pixels a side are shown at twice their size, each pixel four
 
 
@@ -74,6 +75,7 @@ def to_html(document: Document) -> str:
 def _inline(text: str) -> str:
     text = escape(text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    text = re.sub(r"[+\u2212]?[\d.]+ \[[^\]<]*\]", r'<span class="interval">\g<0></span>', text)
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 
 
@@ -84,7 +86,7 @@ def _block(block: Block) -> str:
         case Text():
             return f"<p>{_inline(block.text)}</p>"
         case Callout():
-            tag = f'<b class="tag">{_TAGS[block.kind]}</b>'
+            tag = f'<b class="tag">{escape(block.heading)}</b>'
             return f'<div class="callout {block.kind}" role="note">{tag}{_inline(block.text)}</div>'
         case Table():
             return _table(block)
@@ -101,10 +103,10 @@ def _table(table: Table) -> str:
     for i, row in enumerate(table.rows):
         marked = ' class="strong"' if i in table.strong else ""
         rows.append(f"<tr{marked}>{''.join(f'<td>{_inline(cell)}</td>' for cell in row)}</tr>")
-    caption = f"<caption>{_inline(table.caption)}</caption>" if table.caption else ""
-    return (
-        f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    kind = ' class="words"' if table.words else ""
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    caption = f'<p class="under">{_inline(table.caption)}</p>' if table.caption else ""
+    return f'<div class="wide"><table{kind}>{inside}</table></div>{caption}'
 
 
 def _data(png: bytes) -> str:

@@ -7,8 +7,6 @@ from srgym.runners.report.panels import strip
 
 __all__ = ["to_markdown"]
 
-_TAGS = {"good": "Holds", "bad": "Does not hold", "warning": "Alert", "neutral": "Note"}
-
 
 def to_markdown(document: Document, pictures_in: str) -> tuple[str, dict[str, bytes]]:
     """The text, and the pictures it shows: path (inside the folder `pictures_in`) to PNG bytes."""
@@ -28,7 +26,7 @@ def _block(block: Block, folder: str, pictures: dict[str, bytes]) -> str:
         case Text():
             return block.text
         case Callout():
-            return f"> **{_TAGS[block.kind]}.** {block.text}"
+            return f"> **{block.heading}.** {block.text}"
         case Table():
             return _table(block)
         case Panels():
@@ -45,7 +43,7 @@ def _table(table: Table) -> str:
         line([f"**{cell}**" if i in table.strong and cell else cell for cell in row])
         for i, row in enumerate(table.rows)
     ]
-    ruler = line(["---", *["---:"] * (len(table.columns) - 1)])
+    ruler = line(["---", *["---" if table.words else "---:"] * (len(table.columns) - 1)])
     text = "\n".join([line(list(table.columns)), ruler, *rows])
     return f"{text}\n\n*{table.caption}*" if table.caption else text
 

@@ -19,7 +19,7 @@ from srgym.runners.report.panels import make_panels
 from srgym.runners.report.plots import curves, plane
 from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_log, read_run
 from srgym.runners.report.summary import level, metric_names, present
-from srgym.runners.report.tables import cost_table, difference_table, levels_table
+from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import alerts, claim
 from srgym.runners.statistics import Band
 
@@ -71,14 +71,14 @@ def write_oars_report(
     policies |= {s.name: load_policy(s.folder / "policy") for s in run.stages}
     methods = stage_methods(policies, parts, steps)
     measured = make_metrics({**run.rewards(), **{_label(m): m for m in (HELD_OUT if metrics is None else metrics)}})
-    source = sources.make(**section)
+    source = sources.make(section)
     frame = evaluate(methods, source, measured, seeds=seeds, limit=limit)
     record = evaluation_record(
         methods, measured, env=section, seeds=list(seeds), contexts=len(source), limit=limit, seen=not changes
     )
     save_evaluation(frame, record, run.folder / "evaluation")
     if picture_size and "size" in section:
-        source = sources.make(**{**section, "size": picture_size})
+        source = sources.make({**section, "size": picture_size})
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
     drawn = draw(shown, source, spread_indices(len(source), min(pictures, len(source)))) if pictures else []
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
@@ -137,7 +137,7 @@ def oars_document(
         Heading("Every stage, and what costs no reinforcement learning"),
         levels_table(frame, [*rest, *stages], _columns(frame, record), record, strong=[roles.final]),
         Text(f"Bicubic needs no policy; the mean prediction and the samples of fewer steps are those of **{start}**."),
-        *_where_they_lie(frame, [*rest, *stages], reward),
+        *_where_they_lie(frame, [*rest, *stages], reward, record),
     )
     document.add(*_learning(run))
     if panels is not None and panels.rows:
@@ -168,7 +168,9 @@ def _columns(frame: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
     return [m for m in metric_names(frame) if m in record["metrics"] or m.rpartition(".")[2] in kept]
 
 
-def _where_they_lie(frame: pd.DataFrame, methods: Sequence[str], reward: str | None) -> list[Block]:
+def _where_they_lie(
+    frame: pd.DataFrame, methods: Sequence[str], reward: str | None, record: Mapping[str, Any]
+) -> list[Block]:
     """The perception-fidelity plane: fidelity against ground truth where there is some, else the scorer's."""
     fidelity = present(frame, ["structure_texture", "psnr_y", f"{reward}.fidelity"])
     quality = present(frame, [f"{reward}.q_sr", "structure_texture.texture"])
@@ -176,7 +178,7 @@ def _where_they_lie(frame: pd.DataFrame, methods: Sequence[str], reward: str | N
         return []
     points = {name: (level(frame, name, fidelity[0]).value, level(frame, name, quality[0]).value) for name in methods}
     figure = plane(
-        {}, points, fidelity[0], quality[0], "Perception against fidelity",
+        {}, points, metric_title(fidelity[0], record), metric_title(quality[0], record), "Perception against fidelity",
         "Up is perceptually better, right is closer to the ground truth.",
     )  # fmt: skip
     return [Figures([figure])]
@@ -226,5 +228,5 @@ def _costs(run: RunFolder, seconds: float | None) -> list[Block]:
     command = " ".join(run.record.get("command", []))
     blocks: list[Block] = [Heading("What it cost"), cost_table({s.name: s.cost for s in run.stages}), Text(said)]
     if command:
-        blocks.append(Text(f"Command: `{command}`. {versions}."))
+        blocks.append(Text(f"Command: `{command}`." + (f" {versions}." if versions else "")))
     return blocks

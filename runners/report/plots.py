@@ -30,8 +30,9 @@ class Theme:
 
     def style(self, i: int) -> dict[str, Any]:
         """Colour, marker and dashes of series number `i`."""
-        return {"color": self.lines[i % len(self.lines)], "marker": _MARKERS[i % len(_MARKERS)],
-                "linestyle": _DASHES[(i // len(self.lines)) % len(_DASHES)]}  # fmt: skip
+        colour, turn = i % len(self.lines), i // len(self.lines)
+        marker = _MARKERS[(i + turn) % len(_MARKERS)]
+        return {"color": self.lines[colour], "marker": marker, "linestyle": _DASHES[turn % len(_DASHES)]}
 
 
 LIGHT = Theme(
@@ -123,7 +124,7 @@ def plane(
     title: str,
     caption: str = "",
 ) -> Figure:
-    """The perception-fidelity plane: paths over training, with an arrow at their end, and single points.
+    """The perception-fidelity plane: paths over training, an arrow at their end, and single points, hollow.
 
     Args:
         paths: (x, y) of each over training. points: (x, y) of what isn't trained.
@@ -132,22 +133,21 @@ def plane(
     def draw(axes: Any, theme: Theme) -> None:
         for i, (name, (x, y)) in enumerate(paths.items()):
             style = theme.style(i)
-            axes.plot(x, y, label=name, markersize=3, **{**style, "marker": "."})
+            axes.plot(x, y, color=style["color"], linestyle=style["linestyle"], marker=".", markersize=3)
+            axes.plot(x[-1:], y[-1:], color=style["color"], marker=style["marker"], markersize=7, label=name)
             if len(x) > 1:
-                arrow = {"arrowstyle": "-|>", "color": style["color"], "mutation_scale": 13}
+                arrow = {"arrowstyle": "-|>", "color": style["color"], "mutation_scale": 13, "shrinkB": 4}
                 axes.annotate("", (x[-1], y[-1]), (x[-2], y[-2]), zorder=4, arrowprops=arrow)
-                axes.plot(x[-1:], y[-1:], color=style["color"], marker=style["marker"], markersize=7)
-        for i, (name, (x0, y0)) in enumerate(points.items()):
-            axes.plot([x0], [y0], linestyle="none", marker=_MARKERS[-1 - i % len(_MARKERS)], markersize=6,
-                      markerfacecolor="none", color=theme.ink)  # fmt: skip
-            axes.annotate(name, (x0, y0), (5, 4), textcoords="offset points", fontsize=8, color=theme.ink)
+        for i, (name, (x0, y0)) in enumerate(points.items(), len(paths)):
+            style = theme.style(i)
+            axes.plot([x0], [y0], linestyle="none", marker=style["marker"], markersize=7, markerfacecolor="none",
+                      markeredgewidth=1.6, color=style["color"], label=name)  # fmt: skip
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.margins(0.12)
-        if paths:
-            axes.legend()
+        axes.margins(0.1)
+        axes.figure.legend(loc="outside lower center", ncols=3)
 
-    return render(draw, title, caption, size=(5.6, 4.4))
+    return render(draw, title, caption, size=(5.6, 4.6))
 
 
 def profiles(series: Mapping[str, Band], x_label: str, title: str, caption: str = "") -> Figure:

@@ -1,12 +1,14 @@
 """What a run left behind, read for a report: its stages, what they cost, their logs, and the parts they play."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from srgym.runners.command_line import words
 
 __all__ = ["Roles", "RunFolder", "StageRecord", "read_log", "read_run"]
 
@@ -122,19 +124,7 @@ class RunFolder:
 
     def trained_on(self) -> set[str]:
         """Every name inside those rewards: a metric among them isn't one that was never trained on."""
-        return {word for spec in self.rewards().values() for word in _words(spec)}
-
-
-def _words(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _words(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _words(inner)
+        return {word for spec in self.rewards().values() for word in words(spec)}
 
 
 def _last(names: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from srgym.runners.statistics import Interval, nested_interval, paired_interval
 
-__all__ = ["by_crop", "difference", "gain_interval", "level", "metric_names", "present", "run_matrix"]
+__all__ = ["by_crop", "difference", "level", "metric_names", "present", "run_matrix"]
 
 _CROP = ["photograph", "crop"]
 
@@ -55,12 +55,3 @@ def run_matrix(
     if contexts is not None:
         table = table.reindex(columns=contexts)
     return table.to_numpy(dtype=np.float64), table.columns
-
-
-def gain_interval(frame: pd.DataFrame, method: str, start: str, metric: str) -> Interval:
-    """The mean gain over the starting policy, the training seeds averaged, with its interval over photographs."""
-    start_values = by_crop(frame, start, metric)
-    scores, contexts = run_matrix(frame, method, metric, start_values.index)
-    if scores.size == 0:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    return paired_interval(scores.mean(0), start_values.to_numpy(), list(contexts.get_level_values(0)))
