@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from srgym.envs.degradation import mix_seed
 
@@ -72,3 +73,14 @@ def random_colours(seed: int, key: str) -> Colours | None:
     if rng.random() < 0.5:
         return None
     return Colours(tuple(rng.permutation(3).tolist()), tuple(rng.uniform(0.7, 1.3, 3).tolist()))
+
+
+def random_zoom(seed: int, key: str) -> float:
+    """1 for half of the keys; else U(1, 2), by (seed, key)."""
+    rng = np.random.default_rng(mix_seed(seed, f"zoom/{key}"))
+    return 1.0 if rng.random() < 0.5 else float(rng.uniform(1, 2))
+
+
+def enlarge(image: Tensor, side: int) -> Tensor:
+    """[3, h, h] to [3, side, side], bicubic, clamped to [0, 1]: a photograph as soft as many are."""
+    return F.interpolate(image[None], size=(side, side), mode="bicubic", align_corners=False)[0].clamp(0, 1)

@@ -14,13 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from srgym.envs.crops import Colours, Crop, random_colours, random_crop, tiles, whole
+from srgym.envs.crops import Colours, Crop, enlarge, random_colours, random_crop, random_zoom, tiles, whole
 from srgym.envs.degradation import degrade, mix_seed
 from srgym.envs.images import read_image, to_float
+from srgym.envs.leaves import dead_leaves
 from srgym.envs.sources import Sample, Source
 
 __all__ = ["PHOTOGRAPHS", "Photograph", "Photographs"]
 
+_PROCEDURAL = "srgym"
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data"}
 
 
@@ -36,18 +38,24 @@ class Photograph:
     scientific: bool = False
 
 
-# Split once, by whole photographs, before anything was trained; no crop of a test photograph is ever in training.
+# Split once, by whole photographs; no crop of a test photograph is ever in training.
 # - Test has four scenes, since an interval over photographs rests on how many there are; they differ in what is hard:
 #   fur, glaze and wood grain, architecture with foliage, and lattices on a smooth sky.
 # - Validation has a flower on a blurred ground and a portrait with a flag: smooth and sharp parts in both.
-# - Training has the most detailed scene and a portrait. The motorcycle's two files are one scene from two
-#   viewpoints, so they can't be in different splits.
+# - Training has the most detailed scene, a portrait, and the grey photographs, whose textures and skies the colour ones
+#   lack. The motorcycle's two files are one scene from two viewpoints, so they can't be in different splits.
 # - Scientific images have none of a photograph's statistics, so they are in training alone and with a quarter of the
 #   crops: most of the retina and the deep field is flat.
 PHOTOGRAPHS = (
     Photograph("astronaut", "skimage", "astronaut.png", "train", "an astronaut in an orange space suit before a flag"),
     Photograph("motorcycle_left", "skimage", "motorcycle_left.png", "train", "a red motorcycle in a workshop"),
     Photograph("motorcycle_right", "skimage", "motorcycle_right.png", "train", "a red motorcycle in a workshop"),
+    Photograph("camera", "skimage", "camera.png", "train", "a photographer with a camera on a tripod in a field"),
+    Photograph("coins", "skimage", "coins.png", "train", "rows of ancient coins"),
+    Photograph("moon", "skimage", "moon.png", "train", "craters of the moon"),
+    Photograph("brick", "skimage", "brick.png", "train", "a brick wall"),
+    Photograph("grass", "skimage", "grass.png", "train", "a lawn from above"),
+    Photograph("gravel", "skimage", "gravel.png", "train", "gravel from above"),
     Photograph("retina", "skimage", "retina.jpg", "train", "a retina with its blood vessels", scientific=True),
     Photograph("ihc", "skimage", "ihc.png", "train", "stained tissue under a microscope", scientific=True),
     Photograph("hubble", "skimage", "hubble_deep_field.jpg", "train", "galaxies in a dark sky", scientific=True),
@@ -77,8 +85,10 @@ class Photographs(Source):
         crops: how many of each photograph. In training a scientific image has a quarter as many; in validation and
             test there are at most as many tiles as fit side by side (6 to 20 of 128 pixels).
         seed: of places, orientations and degradations.
-        augment: draw new colours for half of the training crops: channels permuted, each gained by .7 to 1.3. A few
-            photographs don't have many.
+        augment: draw new colours for half of the training crops (channels permuted, each gained by .7 to 1.3), and
+            enlarge half of them by 1 to 2: a few photographs have neither many colours nor much softness.
+        leaves: dead-leaves pictures (see `dead_leaves`) that training has besides, as often as each photograph: a few
+            photographs haven't many smooth surfaces either.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -94,6 +104,7 @@ class Photographs(Source):
         crops: int = 2000,
         seed: int = 0,
         augment: bool = False,
+        leaves: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
@@ -102,6 +113,9 @@ class Photographs(Source):
         degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
         self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
         self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
+        if leaves < 0 or (leaves and split != "train"):
+            raise ValueError(f"leaves is at least 0, and 0 but in training, got {leaves} for split '{split}'")
+        self.photographs += [Photograph(f"leaves_{i}", _PROCEDURAL, str(i), "train", "discs") for i in range(leaves)]
         self.provides = frozenset({"lr", "hr", "prompt", "degradation"})
         shortest = min(min(_pixels(p).shape[1:]) for p in self.photographs)
         if size is not None and not (scale <= size <= shortest and size % scale == 0):
@@ -125,7 +139,8 @@ class Photographs(Source):
         if self.split != "train":
             return self._sample(photograph, name, self._tiles[index])
         height, width = _pixels(photograph).shape[1:]
-        crop = random_crop(height, width, self._side, self.seed, name)
+        zoom = random_zoom(self.seed, name) if self.augment else 1.0
+        crop = random_crop(height, width, round(self._side / zoom), self.seed, name)
         colours = random_colours(self.seed, name) if self.augment else None
         return self._sample(photograph, name, crop, colours)
 
@@ -159,6 +174,8 @@ class Photographs(Source):
 
     def _sample(self, photograph: Photograph, name: str, crop: Crop, colours: Colours | None = None) -> Sample:
         hr = to_float(crop.of(_pixels(photograph)))
+        if self._side is not None and crop.height != self._side and self.split == "train":
+            hr = enlarge(hr, self._side)
         if colours is not None:
             hr = colours.of(hr)
         lr, records = degrade(hr[None], self.preset, seed=[mix_seed(self.seed, name)], scale=self.scale)
@@ -168,6 +185,8 @@ class Photographs(Source):
 @cache
 def _pixels(photograph: Photograph) -> Tensor:
     """uint8 [3, H, W], decoded once in a process."""
+    if photograph.library == _PROCEDURAL:
+        return dead_leaves(int(photograph.file))
     spec = find_spec(photograph.library)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
