@@ -113,9 +113,12 @@ class Photographs(Source):
         degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
         self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
         self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
-        if leaves < 0 or (leaves and split != "train"):
-            raise ValueError(f"leaves is at least 0, and 0 but in training, got {leaves} for split '{split}'")
-        self.photographs += [Photograph(f"leaves_{i}", _PROCEDURAL, str(i), "train", "discs") for i in range(leaves)]
+        if leaves < 0:
+            raise ValueError(f"leaves is at least 0, got {leaves}")
+        if split == "train":
+            self.photographs += [
+                Photograph(f"leaves_{i}", _PROCEDURAL, str(i), "train", "discs") for i in range(leaves)
+            ]
         self.provides = frozenset({"lr", "hr", "prompt", "degradation"})
         shortest = min(min(_pixels(p).shape[1:]) for p in self.photographs)
         if size is not None and not (scale <= size <= shortest and size % scale == 0):
