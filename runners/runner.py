@@ -272,8 +272,9 @@ class Runner:
         values = {
             "stage": self.name, "iteration": self.iteration, "updates": self.updates, "images": self.images,
             "skipped": self.skipped, "evaluated": self._evaluated, "seconds": self.seconds,
-            "forwards": self.meter.forwards, "flops": self.meter.flops, "contexts_taken": self._sampler.taken, "agent": agent_values,
-            "generators": generator_values, "settings": asdict(self.settings), "config": self.config,
+            "forwards": self.meter.forwards, "flops": self.meter.flops, "contexts_taken": self._sampler.taken,
+            "agent": agent_values, "generators": generator_values, "settings": asdict(self.settings),
+            "config": self.config,
         }  # fmt: skip
         return self._checkpoints.save(self.iteration, tensors, values)
 
