@@ -214,7 +214,7 @@ def assess(
     poor = (count < 2) | (2 * count < group_size)
     dull = torch.zeros_like(poor) if filter is None else filter.drops(reward, group_size, valid) & ~poor
     keep = valid & ~(poor | dull).repeat_interleave(group_size)
-    advantage = group_advantage(score, group_size, keep if std == "batch" else valid, std=std)
+    advantage = group_advantage(score, group_size, valid, std=std)
     stats = {
         "groups": float(len(count)),
         "groups_invalid": float(poor.sum()),

@@ -54,6 +54,21 @@ def test_times_and_noise_are_drawn_anew_in_each_update(toy):
     assert agent.loss(rows)["loss_flow"].item() != first
 
 
+def test_times_follow_the_density_that_is_asked_for(toy):
+    def times(**settings):
+        agent = ColdStart(toy.policy(), draws=200, **settings)
+        seen = []
+        velocity = agent.policy.velocity
+        agent.policy.velocity = lambda x, t, cond: seen.append(t) or velocity(x, t, cond)
+        agent.loss(agent.prepare(toy.collect(agent, torch.arange(1))))
+        return seen[0]
+
+    uniform, normal = times(), times(time="logit_normal")
+    assert ((uniform < 0.1) | (uniform > 0.9)).float().mean() == pytest.approx(0.2, abs=0.12)
+    assert ((normal < 0.1) | (normal > 0.9)).float().mean() < 0.08  # 2.8 % of a standard normal's sigmoid
+    torch.testing.assert_close(times(shift=3.0), 3 * uniform / (1 + 2 * uniform))
+
+
 def test_a_policy_trained_whole_keeps_its_average_in_the_agent(toy):
     policy = toy.policy(adapters=False)
     agent = ColdStart(policy, ema=0.99)

@@ -116,8 +116,10 @@ def test_at_the_start_the_loss_is_log_two(build, toy):
 
 def test_loss_and_margin_against_the_formula(build, toy):
     agent = build(group_size=4, pairs="top_n", top=2, draws=3)
-    rows = agent.prepare(toy.collect(agent, torch.arange(2)))
-    assert len(rows) == 2 * 4 * 3
+    rollout = toy.collect(agent, torch.arange(2))
+    rollout["reward"] = torch.tensor([0.0, 1.0, 2.0, 4.0, 0.0, 0.1, 0.2, 0.3])  # weights far from 1
+    rows = agent.prepare(rollout)
+    assert len(rows) == 2 * 4 * 3 and rows["weight"].std() > 0.5
     diverge(agent.policy)
     seen = []
     velocity = agent.policy.velocity

@@ -122,6 +122,7 @@ def test_one_batch_of_eight_equals_eight_of_one(toy, which):
     agent = build(toy, which)
     agent.ratio_tolerance = 1e6
     rows = agent.prepare(toy.collect(agent, torch.arange(8)))
+    rows = rows[torch.linspace(0, len(rows) - 1, 8).long()]
     moved(agent.policy)
     whole = gradients(agent, rows, len(rows))
     for cut in (1, 3):

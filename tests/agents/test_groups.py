@@ -137,6 +137,18 @@ def test_filtered_groups_are_counted_apart_from_invalid_ones():
     assert found.keep.tolist() == [False, False] + [True] * 6
 
 
+def test_a_dropped_group_is_counted_once():
+    """One valid sample of 0.95 has no spread and a high mean, but what it lacks is valid samples."""
+    found = assess(rollout([0.95, NAN, 0.1, 0.9], 2), 2, filter=GroupFilter(scale=1.0))
+    assert found.stats["groups_invalid"] == 1 and found.stats["groups_filtered"] == 0
+
+
+def test_the_batchs_spread_is_that_of_all_valid_scores_filtered_groups_too():
+    found = assess(rollout(FILTERED, 2), 2, std="batch", filter=GroupFilter(scale=1.0))
+    spread = torch.tensor(FILTERED).std(correction=0).item() + 1e-4
+    assert found.advantage.tolist() == pytest.approx([0, 0] + [a / spread for a in (-0.2, 0.2, -0.02, 0.02, -0.2, 0.2)])
+
+
 def test_groups_that_are_not_contiguous_are_refused():
     batch = rollout([1.0, 2, 3, 4], 2)
     batch["group"] = torch.tensor([0, 1, 0, 1])
