@@ -58,19 +58,13 @@ class Metric:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Known:
-    unit: str
-    variant: str
-    colour_space: str = "RGB"
-
-
-_KNOWN = {
-    "psnr_y": _Known("dB", "peak 1, no crop, capped at 100 dB", "Y of BT.601, studio swing"),
-    "ssim_y": _Known("", "Gaussian window 11, sigma 1.5, valid windows, no crop", "Y of BT.601, studio swing"),
-    "ms_ssim": _Known("", "Gaussian window 11, sigma 1.5", "Y of BT.601, studio swing"),
-    "psnr_chroma": _Known("dB", "peak 1, no crop, capped at 100 dB", "CbCr of BT.601, full swing"),
-}
+# What a reward doesn't say itself.
+_UNITS = {"psnr_y": "dB", "psnr_chroma": "dB"}
+_COLOURS = {
+    **dict.fromkeys(("psnr_y", "ssim_y", "ms_ssim"), "Y of BT.601, studio swing"),
+    "psnr_chroma": "CbCr of BT.601, full swing", "niqe": "Y of YCbCr", "appearance": "Y of BT.601, full swing",
+}  # fmt: skip
+_VARIANTS = {"psnr_chroma": "peak 1, no crop, capped at 100 dB", "appearance": "windows of 16 pixels, 3 octaves"}
 
 
 def _appearance(sr: Tensor, hr: Tensor) -> Tensor:
@@ -114,10 +108,11 @@ def _make(label: str | None, spec: Any) -> Metric:
     own = isinstance(name, str) and name in _OWN
     reward = make(_OWN[name]) if own else make(options or spec)
     called = str(name) if own else reward.name
-    known = _KNOWN.get(called, _Known("", reward.doc))
     given = {key: value for key, value in options.items() if key != "name"}
-    variant = f"{known.variant}; {json.dumps(given, default=str)}" if given else known.variant
-    return Metric(label or called, reward, known.unit, variant, known.colour_space)
+    variant = _VARIANTS.get(called) or reward.variant or reward.doc
+    if given:
+        variant = f"{variant}; {json.dumps(given, default=str)}"
+    return Metric(label or called, reward, _UNITS.get(called, ""), variant, _COLOURS.get(called, "RGB"))
 
 
 def check_metrics(metrics: Sequence[Metric], provides: Collection[str], source: str) -> None:

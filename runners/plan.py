@@ -60,7 +60,7 @@ class Plan:
 # The plan
 
 
-def make_plan(arguments: Sequence[str], folders: Sequence[Path] = ()) -> Plan:
+def make_plan(arguments: Sequence[str]) -> Plan:
     """What a command line asks for, every run's settings checked, nothing run yet.
 
     Raises:
@@ -68,13 +68,13 @@ def make_plan(arguments: Sequence[str], folders: Sequence[Path] = ()) -> Plan:
     """
     base = defaults("compare")
     _, rest = take_values(arguments, base, ("*",))
-    base = _with_experiment(base, rest, folders)
+    base = _with_experiment(base, rest)
     settings, rest = take_values(arguments, base, ("*",))
-    if folders:
-        raise ConfigError("srgym compare takes no --config-dir: put the settings on the command line")
     swept = {argument.partition("=")[0]: list(values) for argument in rest if (values := sweep(argument)) is not None}
     fixed = tuple(argument for argument in rest if argument.partition("=")[0] not in swept)
-    axes = {key: [f"{key}={value}" for value in values] for key, values in settings["sweep"].items()}
+    given = {argument.partition("=")[0] for argument in rest}
+    sweeps = {key: values for key, values in settings["sweep"].items() if key not in given}
+    axes = {key: [f"{key}={value}" for value in values] for key, values in sweeps.items()}
     axes |= {key: [text if "=" in text else f"{key}={text}" for text in values] for key, values in swept.items()}
     seeds = _seeds(settings)
     entries, resolved = _entries(settings, fixed, axes, seeds[0])
@@ -89,12 +89,12 @@ def make_plan(arguments: Sequence[str], folders: Sequence[Path] = ()) -> Plan:
     return Plan(folder, settings, fixed, entries, metrics, held_out, start, cells)
 
 
-def _with_experiment(base: Mapping[str, Any], rest: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
+def _with_experiment(base: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
     """The defaults with an experiment's `compare` section put in."""
     chosen = [argument for argument in rest if argument.startswith("experiment=") and sweep(argument) is None]
     if not chosen:
         return dict(base)
-    tree, _ = compose(chosen[-1:], folders)
+    tree, _ = compose(chosen[-1:])
     return merge_known(base, tree.get("compare") or {}, f"{chosen[-1]}'s compare section")
 
 

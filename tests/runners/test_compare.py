@@ -144,6 +144,7 @@ def test_the_committed_comparisons_are_whole(name: str, tmp_path: Path):
     if name == "nft_vs_grpo":
         assert [entry.agent for entry in plan.entries] == ["diffusion_nft", "flow_grpo"]
         assert len({cell.seed for cell in plan.cells}) >= 3
+        assert [e.agent for e in make_plan([f"experiment={name}", "agent=dpo", f"out={tmp_path}"]).entries] == ["dpo"]
     else:
         assert [entry.reward for entry in plan.entries] == ["compass", "delta_q"]
 
