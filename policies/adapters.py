@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "ADAPTERS", "LoraSettings", "add", "copy", "deltas", "equal", "layers", "names", "parameters", "peft_config",
-    "read", "use", "write",
+    "ADAPTERS", "LoraSettings", "add", "copy", "deltas", "equal", "inject", "layers", "names", "parameters",
+    "peft_config", "read", "use", "write",
 ]  # fmt: skip
 
 ADAPTERS = ("default", "old", "ema")
@@ -62,6 +62,18 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
     Raises:
         ValueError: if the model carries adapters already, or a target matches no module.
     """
+    inject(model, settings)
+    with torch.no_grad():
+        for name, parameter in parameters(model, "default"):
+            if ".lora_A." in name:
+                drawn = torch.randn(parameter.shape, generator=generator) / settings.rank
+                parameter.copy_(drawn.to(parameter))
+    for adapter in ("old", "ema"):
+        copy(model, "default", adapter)
+
+
+def inject(model: nn.Module, settings: LoraSettings) -> None:
+    """`add` without its own initial values: the layers are there, the learner is active, and it alone trains."""
     from peft import inject_adapter_in_model
 
     if layers(model):
@@ -82,14 +94,8 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
     for adapter in ADAPTERS:  # PEFT gives them the base's type: a bf16 LoRA would lose updates below 2^-8 of a weight
         for _, parameter in parameters(model, adapter):
             parameter.data = parameter.data.float()
-    with torch.no_grad():
-        for name, parameter in parameters(model, "default"):
-            parameter.requires_grad_(True)
-            if ".lora_A." in name:
-                drawn = torch.randn(parameter.shape, generator=generator) / settings.rank
-                parameter.copy_(drawn.to(parameter))
-    for adapter in ("old", "ema"):
-        copy(model, "default", adapter)
+    for _, parameter in parameters(model, "default"):
+        parameter.requires_grad_(True)
 
 
 def peft_config(settings: LoraSettings) -> Any:

@@ -243,13 +243,20 @@ class OnDemand:
         self.what, self.placement = what, placement
         self._modules = [module for module in modules if module is not None]
         self._drop = drop
-        self.fingerprint = fingerprint(self._modules)
+        self._fingerprint: str | None = None
         if placement == "offload":
             self._move("cpu")
 
     @property
     def dropped(self) -> bool:
         return not self._modules
+
+    @property
+    def fingerprint(self) -> str:
+        """Which encoders these are, also once they are dropped."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._modules)
+        return self._fingerprint
 
     def _move(self, device: torch.device | str) -> None:
         for module in self._modules:
@@ -279,5 +286,6 @@ class OnDemand:
 
     def drop(self) -> None:
         """Forget the encoders; what is in the cache stays usable."""
+        self._fingerprint = self.fingerprint
         self._modules = []
         self._drop()

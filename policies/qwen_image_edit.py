@@ -114,14 +114,14 @@ class QwenImageEditPolicy(DiffusersPolicy):
         return {"embeds": embeds[0], "mask": torch.ones(embeds.shape[1], dtype=torch.bool)}
 
     def _predict(self, x: Tensor, t: Tensor, cond: TensorDict, text: TensorDict) -> Tensor:
-        reference, mask = cond["reference"], text["mask"]
+        reference, mask = cond["reference"], text.get("mask", None)
         tokens = torch.cat([common.pack(x), common.pack(reference)], 1)
         grids = [(1, image.shape[-2] // 2, image.shape[-1] // 2) for image in (x, reference)]
         v = self.transformer(
             hidden_states=tokens.to(self.dtype),
             timestep=t.float(),
             encoder_hidden_states=text["embeds"].to(self.dtype),
-            encoder_hidden_states_mask=None if mask.all() else mask,
+            encoder_hidden_states_mask=None if mask is None or mask.all() else mask,
             img_shapes=[grids] * len(x),
             return_dict=False,
         )[0]

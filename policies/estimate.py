@@ -1,0 +1,345 @@
+"""What a training iteration will need, before anything is loaded: memory, operations, time.
+
+The policy's own networks are built without storage (torch's meta device), its own velocity, backward pass and decoder
+run on them, and every operation's cost and every tensor's life are counted on the way. So checkpointing, LoRA in
+float32, tiles and the reference's size enter as they do in training. A transformer's blocks are alike: two and three of
+a kind are run, and the rest follow. Left out are the allocator's fragmentation (some percent), the encoders' own
+activations, and the reward.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from srgym.policies import adapters
+from srgym.policies.base import FlowPolicy
+from srgym.policies.diffusers_policy import DiffusersPolicy
+from srgym.policies.registry import policy_class
+from srgym.policies.tracing import extended, traced
+
+__all__ = ["PEAKS", "Estimate", "Workload", "blank_condition", "estimate", "skeleton"]
+
+# Dense bf16 operations a second, from the makers' data sheets, by a part of the device's name.
+PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
+    "A6000": 155e12, "4090": 165e12, "3090": 71e12, "5090": 210e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+# The published models, for where no folder of theirs is at hand: diffusers' own defaults are Qwen-Image's and FLUX's.
+_SD35_MEDIUM = {
+    "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),
+}  # fmt: skip
+_KL_VAE = {
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 16,
+    "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1159, "scaling_factor": 0.3611,
+}  # fmt: skip
+_T5, _CLIP_L, _CLIP_G, _QWEN_VL = 4.76e9, 0.123e9, 0.695e9, 8.29e9
+_MODELS: dict[str, dict[str, Any]] = {
+    "qwen_image_edit": {
+        "transformer": ("QwenImageTransformer2DModel", {}), "vae": ("AutoencoderKLQwenImage", {}), "text": _QWEN_VL,
+    },
+    "flux_kontext": {
+        "transformer": ("FluxTransformer2DModel", {"guidance_embeds": True}), "vae": ("AutoencoderKL", _KL_VAE),
+        "text": _T5 + _CLIP_L,
+    },
+    "flux_controlnet": {
+        "transformer": ("FluxTransformer2DModel", {"guidance_embeds": True}), "vae": ("AutoencoderKL", _KL_VAE),
+        "controlnet": ("FluxControlNetModel", {"num_layers": 5, "num_single_layers": 10, "guidance_embeds": True}),
+        "text": _T5 + _CLIP_L,
+    },
+    "sd3": {
+        "transformer": ("SD3Transformer2DModel", _SD35_MEDIUM), "vae": ("AutoencoderKL", _KL_VAE),
+        "text": _T5 + _CLIP_L + _CLIP_G,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an iteration does.
+
+    Attributes:
+        contexts, group_size: samples drawn are their product.
+        steps: solver steps of each sample.
+        times: trained rows a sample becomes; 0 where nothing is trained on the flow.
+        epochs: passes over the rows.
+        microbatch: rows in one forward and backward.
+        rollout_batch: samples drawn at once; None: all, or as many as the policy takes in one forward.
+        old, reference: whether each row needs a forward of the old policy, and of the base.
+        reward_steps: solver steps with gradient, decoding included (REFL, DRaFT); 0 for rewards without gradient.
+        guided: classifier-free guidance, which doubles the forwards of sampling.
+    """
+
+    contexts: int = 8
+    group_size: int = 24
+    steps: int = 6
+    times: int = 5
+    epochs: int = 1
+    microbatch: int = 8
+    rollout_batch: int | None = None
+    old: bool = True
+    reference: bool = True
+    reward_steps: int = 0
+    guided: bool = False
+
+    @property
+    def samples(self) -> int:
+        return self.contexts * self.group_size
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was predicted.
+
+    Attributes:
+        parameters: by network.
+        resident: bytes that stay, by what they are.
+        phases: bytes on top of them while a phase runs.
+        flops: operations an iteration spends, by phase.
+    """
+
+    parameters: Mapping[str, int]
+    resident: Mapping[str, float]
+    phases: Mapping[str, float]
+    flops: Mapping[str, float]
+
+    @property
+    def worst(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment."""
+        return sum(self.resident.values()) + self.phases[self.worst]
+
+    def seconds(self, peak_flops: float, utilisation: float = 0.4) -> float:
+        """An iteration's time at a share of the device's peak, the reward not counted."""
+        return sum(self.flops.values()) / (peak_flops * utilisation)
+
+    def __str__(self) -> str:
+        lines = [f"{name:<34}{_short(count)}parameters" for name, count in self.parameters.items()]
+        lines += [f"{name:<34}{_short(size)}B" for name, size in self.resident.items()]
+        lines += [f"+ {name:<32}{_short(size)}B" for name, size in self.phases.items()]
+        lines.append(f"{'memory at the worst: ' + self.worst:<34}{_short(self.peak)}B")
+        lines += [f"{name:<34}{_short(count)}operations" for name, count in self.flops.items()]
+        return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    """A number with three digits and its prefix, right-aligned: ` 20.4 G`."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:9.2f} {prefix}"
+    return f"{value:9.0f}  "
+
+
+# The policy without storage
+
+
+def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | None = None) -> FlowPolicy:
+    """A policy on the meta device: of the models in the folder that `options` names, else of the published ones.
+
+    Args:
+        name: the policy's name.
+        options: its keyword arguments.
+        lora: rank, alpha and targets of its adapters; None: all weights are trained.
+    """
+    kept = {key: value for key, value in options.items() if key not in ("path", "controlnet", "cache")}
+    with torch.device("meta"):
+        if name in _MODELS:
+            dtype = getattr(torch, str(options.get("dtype", "bfloat16")))
+            kept |= {"compiled": False, "text_encoder": "keep", "vae_encoder": "keep"}
+            policy = policy_class(name)(pipe=_pipe(name, options).to(dtype), **kept)  # type: ignore[call-arg]
+        else:
+            kind = policy_class(name)
+            policy = kind(**kept | ({"weights": None} if "weights" in signature(kind).parameters else {}))
+        if lora is not None:
+            targets = tuple(lora.get("targets") or policy.lora_targets)
+            policy.lora = adapters.LoraSettings(lora["rank"], lora["alpha"], targets, policy.lora_exclude)
+            adapters.inject(policy.core, policy.lora)
+            for model in (policy.get_submodule(child) for child, _ in policy.named_children()):
+                if model is not policy.core:
+                    model.requires_grad_(False)
+    return policy
+
+
+class _Pipe(SimpleNamespace):
+    """What a policy takes of a pipeline, without its text encoders."""
+
+    def to(self, dtype: torch.dtype) -> "_Pipe":
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                nn.Module.to(part, dtype)
+        return self
+
+
+def _pipe(name: str, options: Mapping[str, Any]) -> _Pipe:
+    import diffusers
+
+    known, folder = _MODELS[name], options.get("path")
+    parts: dict[str, Any] = {}
+    for part in ("transformer", "vae", "controlnet"):
+        if part not in known:
+            continue
+        kind, arguments = known[part]
+        where = Path(options["controlnet"]) if part == "controlnet" and options.get("controlnet") else None
+        if where is None and folder is not None and (Path(folder) / part / "config.json").is_file():
+            where = Path(folder) / part
+        model = getattr(diffusers, kind)
+        if where is not None:
+            parts[part] = model.from_config(json.loads((where / "config.json").read_text()))
+        else:
+            parts[part] = model(**arguments)
+    vae = parts["vae"].config
+    factor = 2 ** (len(vae.temperal_downsample) if name == "qwen_image_edit" else len(vae.block_out_channels) - 1)
+    return _Pipe(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae_scale_factor=factor, **parts)
+
+
+def blank_condition(policy: FlowPolicy, count: int, height: int, width: int) -> TensorDict:
+    """A condition [count] of the right shapes on the meta device, for LR images of height x width."""
+    tall, wide = policy.scale * height, policy.scale * width
+    size = torch.tensor([[tall, wide]]).expand(count, 2)
+    if not isinstance(policy, DiffusersPolicy):
+        with torch.no_grad():
+            encoded = policy.encode({"lr": torch.empty(count, 3, height, width, device="meta")})
+        encoded["size"] = size  # read on the way, so it must have values
+        return encoded
+    config = policy.transformer.config
+    with torch.no_grad():
+        reference = policy._reference(torch.empty(1, 3, tall, wide, device="meta"))
+    options = policy._options
+    tokens = options.get("max_length", 0) + (77 if policy.name == "sd3" else 0)
+    if policy.name == "qwen_image_edit":  # the picture's tokens, and some words
+        tokens = round(options["text_image"] / 28) ** 2 + 32 + len(policy.prompt.split()) * 3 // 2
+    embeds = torch.empty(count, tokens, config.joint_attention_dim, device="meta", dtype=policy.dtype)
+    cond = {
+        "size": size,
+        "reference": reference.expand(count, -1, -1, -1),
+        "embeds": embeds,
+    }
+    if "pooled_projection_dim" in config:
+        cond["pooled"] = torch.empty(count, config.pooled_projection_dim, device="meta", dtype=policy.dtype)
+    whole: TensorDict = TensorDict(cond, batch_size=[count])
+    return whole
+
+
+# The prediction
+
+
+def _bytes(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+
+def _text_bytes(name: str, options: Mapping[str, Any]) -> float:
+    """The text encoders' weights: what their files hold, or what the published ones weigh in bf16."""
+    if name not in _MODELS:
+        return 0.0
+    folder = options.get("path")
+    if folder is not None and Path(folder).is_dir():
+        return float(sum(file.stat().st_size for file in Path(folder).glob("text_encoder*/*.safetensors")))
+    return 2.0 * float(_MODELS[name]["text"])
+
+
+def estimate(
+    name: str,
+    options: Mapping[str, Any],
+    work: Workload,
+    *,
+    height: int,
+    width: int,
+    lora: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """Predict an iteration of training.
+
+    Args:
+        name, options: the policy's name and keyword arguments.
+        work: what the iteration does.
+        height, width: of the LR images.
+        lora: rank, alpha and targets; None: all weights are trained.
+    """
+    policy = skeleton(name, options, lora)
+    text = _text_bytes(name, options)
+    kept = options.get("text_encoder", "keep") == "keep"
+    phases, flops = _phases(policy, work, height, width)
+    resident = _resident(policy, work, blank_condition(policy, 1, height, width))
+    if text and kept:
+        resident["weights of the text encoders"] = text
+    elif text:
+        phases["encoding prompts"] = text
+    parameters = {
+        "trained network": sum(p.numel() for n, p in policy.core.named_parameters() if ".lora_" not in n),
+        "trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+    }
+    return Estimate(parameters, resident, phases, flops)
+
+
+def _inputs(policy: FlowPolicy, rows: int, height: int, width: int) -> tuple[Tensor, Tensor, TensorDict]:
+    cond = blank_condition(policy, rows, height, width)
+    x = torch.empty(rows, *policy.latent_shape(cond), device="meta")
+    return x, torch.empty(rows, device="meta"), cond
+
+
+def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The bytes that each phase needs while it runs, and the operations that an iteration spends in it."""
+    drawn = min(work.samples, work.rollout_batch or work.samples, getattr(policy, "_rows", work.samples))
+    sampled = _inputs(policy, drawn, height, width)
+    rows = min(work.microbatch, max(work.samples * max(work.times, 1), 1))
+    x, t, cond = _inputs(policy, rows, height, width)
+
+    def forward() -> None:
+        with torch.no_grad():
+            policy.velocity(*sampled)
+
+    def decode() -> None:
+        with torch.no_grad():
+            policy.decode(sampled[0][:1], sampled[2][:1])
+
+    def update() -> None:
+        torch.autograd.backward(policy.velocity(x, t, cond).float().square().mean())
+
+    def reward() -> None:
+        state = x
+        for _ in range(work.reward_steps):
+            state = state - policy.velocity(state, t, cond).float()
+        torch.autograd.backward(policy.decode(state, cond).square().mean())
+
+    forward_flops, forward_peak = extended(policy, policy.core, forward)
+    decode_flops, decode_peak = traced(policy, decode)
+    each = forward_flops / drawn
+    phases = {"sampling": forward_peak, "decoding": decode_peak}
+    flops = {"sampling": work.samples * (work.steps * (2 if work.guided else 1) * each + decode_flops)}
+    if work.times:
+        update_flops, phases["update"] = extended(policy, policy.core, update)
+        beside = (int(work.old) + int(work.reference)) * each
+        flops["update"] = work.samples * work.times * work.epochs * (update_flops / rows + beside)
+    if work.reward_steps:
+        reward_flops, phases["reward gradient"] = extended(policy, policy.core, reward)
+        flops["reward gradient"] = work.samples * reward_flops / rows
+    return phases, flops
+
+
+def _resident(policy: FlowPolicy, work: Workload, cond: TensorDict) -> dict[str, float]:
+    """The bytes that stay through an iteration."""
+    core, whole = ([*model.parameters(), *model.buffers()] for model in (policy.core, policy))
+    lora = _bytes(p for name, p in policy.core.named_parameters() if ".lora_" in name)
+    tall, wide = cond["size"][0].tolist()
+    cells = torch.Size(policy.latent_shape(cond)).numel()
+    sample = 4 * cells * (work.steps + 2) + 12 * tall * wide + _bytes(v for v in cond.values() if isinstance(v, Tensor))
+    return {
+        "weights of the trained network": _bytes(core) - lora,
+        "weights of the other networks": _bytes(whole) - _bytes(core),
+        "LoRA (learner, old, average)": lora,
+        "gradients and AdamW's moments": 3 * _bytes(p for p in policy.parameters() if p.requires_grad),
+        "rollouts": float(work.samples * sample),
+    }
