@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tensordict import TensorDict
 
+from srgym.agents.base import Need
 from srgym.policies.base import FlowPolicy, Sampling, repeat
 from srgym.policies.noise import derive_seeds
 
@@ -34,8 +35,8 @@ def collect(
 
     Returns:
         TensorDict [N], N = G K, groups contiguous: `index`, `group`, `seed` int64, `lr`, `hr` where there is one,
-        `cond`; and, unless the agent samples for itself, what `rollout` gives, `reward` [N] (0 where invalid),
-        `valid` [N] and `components`.
+        `cond`; a preference dataset's `win` and `lose` for an agent that needs them; and, unless the agent samples
+        for itself, what `rollout` gives, `reward` [N] (0 where invalid), `valid` [N] and `components`.
     """
     size = agent.group_size
     index = context.index.repeat_interleave(size)
@@ -56,6 +57,9 @@ def collect(
         if agent.sampling is None:
             if not getattr(agent, "encodes", False):
                 batch["cond"] = repeat(policy.encode(obs), size)
+            if Need.PREFERENCES in getattr(agent, "needs", ()):
+                source: Any = task.source  # one with preferences, as `agent.check` has seen
+                batch.update(source.pairs(index).to(device))
             return batch
         with policy.adapter(agent.sampler):
             rolled = _roll(policy, agent.sampling, obs, seeds, rollout_batch)

@@ -16,7 +16,9 @@ Winner and loser have one size, the context's times a whole number that is the s
 photograph a pair belongs to ("photograph/crop"), `gap` by how much the winner was scored higher. What is written is
 8-bit PNG.
 
-As a source of contexts: `env.name=srgym.runners.preferences:Preferences env.path=...`.
+On the command line, with a reward that needs no ground truth for the evaluation alone:
+
+    srgym train env=preferences env.path=FOLDER agent=dpo agent.pairs=offline reward=random heldout=null
 """
 
 import csv
@@ -35,6 +37,7 @@ from torch import Tensor
 from srgym.agents.dpo import pair_up
 from srgym.agents.groups import assess
 from srgym.envs.images import BadImage, image_files, image_size, read_image, to_float
+from srgym.envs.inventory import split_names
 from srgym.envs.sources import Sample, Source
 
 __all__ = ["Preference", "Preferences", "pairs_of", "write_preferences"]
@@ -171,13 +174,17 @@ class Preferences(Source):
 
     Args:
         path: a folder or a Parquet file, see the module.
+        scale: what the pairs' must be; None: whatever they have.
+        split: "train", "validation", "test" (80, 10 and 10 percent of the photographs, by name) or "all".
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: naming the pair, for one that is incomplete or whose sizes don't fit.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | None, scale: int | None = None, split: str = "all") -> None:
+        if path is None:
+            raise ValueError("preferences need env.path, a folder or a Parquet file; got none")
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(
@@ -188,6 +195,11 @@ class Preferences(Source):
             raise ValueError(f"expected at least one pair in {self.path}, got none")
         sizes = [_check_sizes(row, self.path) for row in self._rows]
         self.scale, self.size = self._common(sizes)
+        if scale not in (None, self.scale):
+            raise ValueError(f"{self.path}: expected pairs of scale {scale}, got pairs of scale {self.scale}")
+        photographs = {_photograph(row) for row in self._rows}
+        kept = set(split_names(photographs, split, str(self.path)))
+        self._rows = [row for row in self._rows if _photograph(row) in kept]
         prompts = {"prompt"} if any(row.prompt is not None for row in self._rows) else set()
         self.provides = frozenset({"lr", "preference"} | prompts)
 
@@ -226,6 +238,10 @@ class Preferences(Source):
         found = {int(i): self.pair(int(i)) for i in index.unique()}  # type: ignore[no-untyped-call]
         images = {part: torch.stack([getattr(found[int(i)], part) for i in index]) for part in ("win", "lose")}
         return TensorDict(images, batch_size=[len(index)])
+
+
+def _photograph(row: _Row) -> str:
+    return row.id.rpartition("/")[0] or row.id
 
 
 def _read_folder(folder: Path) -> list[_Row]:

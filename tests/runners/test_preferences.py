@@ -83,6 +83,23 @@ def test_one_scale_for_all(path):
         Preferences(path)
 
 
+def test_a_scale_that_is_not_the_pairs_is_refused(path):
+    write_preferences(path, PAIRS)
+    assert Preferences(path, scale=2).scale == 2
+    with pytest.raises(ValueError, match="expected pairs of scale 4, got pairs of scale 2"):
+        Preferences(path, scale=4)
+
+
+def test_splits_keep_a_photographs_pairs_together(path):
+    write_preferences(path, [pair(seed, id=f"photo{seed // 2}/{seed}") for seed in range(20)])
+    parts = [
+        {data.pair(i).id.split("/")[0] for i in range(len(data))}
+        for data in (Preferences(path, split=split) for split in ("train", "validation", "test"))
+    ]
+    assert sorted(photograph for part in parts for photograph in part) == sorted(f"photo{n}" for n in range(10))
+    assert [len(part) for part in parts] == [8, 1, 1]
+
+
 def test_contexts_of_different_sizes_have_no_common_size(path):
     write_preferences(path, [pair(0), pair(1, size=6)])
     assert Preferences(path).size is None
@@ -155,3 +172,19 @@ def test_it_is_a_source_that_offline_dpo_accepts(path, tiny_policy):
     assert any(p.grad.abs().sum() > 0 for _, p in tiny_policy.trainable_parameters())
     with pytest.raises(Incompatible, match=r"pairs='offline' needs a preference dataset"):
         DPO(tiny_policy, pairs="offline", provides={"lr", "hr"})
+
+
+def test_offline_dpo_is_trained_by_the_runner(tmp_path):
+    """The command of the module's documentation, on three pairs."""
+    from srgym.runners import make_runner
+
+    write_preferences(tmp_path / "pairs", [pair(seed, scale=4) for seed in range(3)])
+    run = make_runner(
+        "env=preferences", f"env.path={tmp_path / 'pairs'}", "agent=dpo", "agent.pairs=offline", "reward=random",
+        "heldout=null", "policy.weights=null", "policy.encoder_width=8", "policy.encoder_depth=1", "policy.width=8",
+        "policy.middle=8", "lora.rank=2", "runner.iterations=2", "runner.contexts=2", "logger=csv",
+        "runner.threads=1", f"out={tmp_path / 'run'}",
+    )  # fmt: skip
+    cost = run.learn()["main"]
+    assert cost["updates"] == 2
+    assert "agent/pairs" in (tmp_path / "run" / "stages" / "main" / "metrics.csv").read_text()
