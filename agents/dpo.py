@@ -206,10 +206,8 @@ class DPO(Agent):
         x0 = torch.cat([batch["win"], batch["lose"]])
         seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream="dpo")
         noise = Noise(seeds, x0.device)
-        t, eps = (
-            draw_times(noise, "logit_normal").repeat(2),
-            noise.normal(x0.shape[1:], x0.dtype).repeat(2, *[1] * (x0.dim() - 1)),
-        )
+        t, eps = draw_times(noise, "logit_normal"), noise.normal(x0.shape[1:], x0.dtype)
+        t, eps = torch.cat([t, t]), torch.cat([eps, eps])
         cond = samples["cond"][sample.repeat(2)]
         x_t, v = corrupt(x0, eps, t), eps - x0
         ref_win, ref_lose = _error(self._velocity_of(None, x_t, t, cond), v).chunk(2)
