@@ -171,7 +171,7 @@ def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | No
             for model in (policy.get_submodule(child) for child, _ in policy.named_children()):
                 if model is not policy.core:
                     model.requires_grad_(False)
-    return policy
+    return policy.to("meta")  # transformers can leave torch.linspace behind with the CPU as its device
 
 
 class _Pipe(SimpleNamespace):
