@@ -26,7 +26,7 @@ def _detail(image: Tensor) -> Tensor:
 
 
 class _Trunk(nn.Module):
-    """Convolutional stages on the picture folded 2 x 2, each described by the mean and the spread of its channels."""
+    """Convolutional stages on the picture folded 2 x 2, each described by its channels' mean and log-spread."""
 
     def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Trunk(nn.Module):
         x = F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)
         for stage in self.stages:
             x = stage(x)
-            pooled += [x.mean((2, 3)), (x.var((2, 3), unbiased=False) + 1e-6).sqrt()]
+            pooled += [x.mean((2, 3)), 0.5 * torch.log(x.var((2, 3), unbiased=False) + 1e-5)]
         return torch.cat(pooled, 1)
 
 
@@ -74,7 +74,9 @@ class CompactCompass(nn.Module):
 
     @staticmethod
     def _head(features: int, hidden: int) -> nn.Sequential:
-        return nn.Sequential(nn.LayerNorm(features), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        return nn.Sequential(
+            nn.LayerNorm(features), nn.Dropout(0.2), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
 
     def quality(self, image: Tensor) -> Tensor:
         """Perceptual quality of images [B, 3, H, W]: [B] in [1, 5]."""

@@ -165,11 +165,19 @@ def _group_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
     return absolute + _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
 
 
-def _vary(group: Group, generator: torch.Generator, kept: int = 14) -> Group:
-    """Some of a group's images, under one of the eight symmetries of the square."""
-    turn, flip = (int(torch.randint(n, (), generator=generator)) for n in (4, 2))
+def _vary(group: Group, generator: torch.Generator, kept: int = 14, part: float = 0.67) -> Group:
+    """Some of a group's images, a part of the picture, under one of the eight symmetries of the square."""
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
+
     rows = torch.randperm(len(group.images), generator=generator)[:kept]
-    lr, images = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in (group.lr, group.images[rows]))
+    height, width = group.lr.shape[1:]
+    scale, side = group.images.shape[-1] // width, max(8, int(part * min(height, width)))
+    top, left, turn, flip = draw(height - side + 1), draw(width - side + 1), draw(4), draw(2)
+    lr = group.lr[:, top : top + side, left : left + side]
+    images = group.images[rows, :, scale * top : scale * (top + side), scale * left : scale * (left + side)]
+    lr, images = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in (lr, images))
     kinds = tuple(group.kinds[int(i)] for i in rows)
     return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows])
 
@@ -181,6 +189,7 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
     `over_contexts`: all candidates of all contexts together. `inside_groups`: mean over contexts. `one_policy`: mean
     over contexts and policies of the correlation among the samples of one policy at one number of steps.
     """
+    model.eval()
     found: dict[str, list[float]] = {}
     everything: dict[str, list[Tensor]] = {"quality": [], "fidelity": [], "quality_label": [], "fidelity_label": []}
     for group in groups:
@@ -230,10 +239,10 @@ def train_scorer(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = CompactCompass()
+    model = CompactCompass().train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))  # type: ignore[no-untyped-call]
     averaged = cast(CompactCompass, average.module)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     running = 0.0
     for step in range(steps):
         for settings in optimizer.param_groups:
