@@ -70,8 +70,8 @@ class Workload:
 
     Attributes:
         contexts, group_size: samples drawn are their product.
-        steps: solver steps of each sample.
-        times: trained rows a sample becomes; 0 where nothing is trained on the flow.
+        steps: solver steps of each sample without gradient; 0 where nothing is sampled.
+        times: trained rows a sample becomes, on average; 0 where nothing is trained on the flow.
         epochs: passes over the rows.
         microbatch: rows in one forward and backward.
         rollout_batch: samples drawn at once; None: all, or as many as the policy takes in one forward.
@@ -83,7 +83,7 @@ class Workload:
     contexts: int = 8
     group_size: int = 24
     steps: int = 6
-    times: int = 5
+    times: float = 5
     epochs: int = 1
     microbatch: int = 8
     rollout_batch: int | None = None
@@ -128,20 +128,20 @@ class Estimate:
         return sum(self.flops.values()) / (peak_flops * utilisation)
 
     def __str__(self) -> str:
-        lines = [f"{name:<34}{_short(count)}parameters" for name, count in self.parameters.items()]
+        lines = [f"{'parameters, ' + name:<34}{_short(count)}" for name, count in self.parameters.items()]
         lines += [f"{name:<34}{_short(size)}B" for name, size in self.resident.items()]
         lines += [f"+ {name:<32}{_short(size)}B" for name, size in self.phases.items()]
         lines.append(f"{'memory at the worst: ' + self.worst:<34}{_short(self.peak)}B")
-        lines += [f"{name:<34}{_short(count)}operations" for name, count in self.flops.items()]
+        lines += [f"{name:<34}{_short(count)}FLOP" for name, count in self.flops.items()]
         return "\n".join(lines)
 
 
 def _short(value: float) -> str:
-    """A number with three digits and its prefix, right-aligned: ` 20.4 G`."""
+    """A number and its prefix, right-aligned: `   20.43 G`."""
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:9.2f} {prefix}"
-    return f"{value:9.0f}  "
+    return f"{value:9.0f} "
 
 
 # The policy without storage
@@ -278,7 +278,7 @@ def estimate(
     elif text:
         phases["encoding prompts"] = text
     parameters = {
-        "trained network": sum(p.numel() for n, p in policy.core.named_parameters() if ".lora_" not in n),
+        "network": sum(p.numel() for n, p in policy.core.named_parameters() if ".lora_" not in n),
         "trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
     }
     return Estimate(parameters, resident, phases, flops)
@@ -294,7 +294,7 @@ def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tupl
     """The bytes that each phase needs while it runs, and the operations that an iteration spends in it."""
     drawn = min(work.samples, work.rollout_batch or work.samples, getattr(policy, "_rows", work.samples))
     sampled = _inputs(policy, drawn, height, width)
-    rows = min(work.microbatch, max(work.samples * max(work.times, 1), 1))
+    rows = min(work.microbatch, max(round(work.samples * max(work.times, 1)), 1))
     x, t, cond = _inputs(policy, rows, height, width)
 
     def forward() -> None:
@@ -317,8 +317,11 @@ def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tupl
     forward_flops, forward_peak = extended(policy, policy.core, forward)
     decode_flops, decode_peak = traced(policy, decode)
     each = forward_flops / drawn
-    phases = {"sampling": forward_peak, "decoding": decode_peak}
-    flops = {"sampling": work.samples * (work.steps * (2 if work.guided else 1) * each + decode_flops)}
+    phases: dict[str, float] = {}
+    flops: dict[str, float] = {}
+    if work.steps:
+        phases |= {"sampling": forward_peak, "decoding": decode_peak}
+        flops["sampling"] = work.samples * (work.steps * (2 if work.guided else 1) * each + decode_flops)
     if work.times:
         update_flops, phases["update"] = extended(policy, policy.core, update)
         beside = (int(work.old) + int(work.reference)) * each

@@ -5,6 +5,7 @@
   srgym train agent=diffusion_nft reward=psnr_y runner.iterations=20 out=runs/mine
   srgym train resume=runs/mine                       go on with a run that was stopped
   srgym train experiment=oars --print                show the complete settings and stop
+  srgym train experiment=oars_qwen --dry-run         predict its memory and time; on a GPU, try its worst step
 
   --config-dir DIR   a folder of your own configs, laid out as the package's configs/
 
@@ -23,6 +24,7 @@ __all__ = ["run"]
 def run(arguments: list[str]) -> int:
     folders = [Path(folder) for folder in take_option(arguments, "--config-dir")]
     show = take_flag(arguments, "--print")
+    dry = take_flag(arguments, "--dry-run")
     overwrite = take_setting(arguments, "overwrite", "false") == "true"
     resume = take_setting(arguments, "resume")
     config = _resumed(Path(resume), arguments, folders) if resume else _resolve(arguments, folders)
@@ -31,6 +33,11 @@ def run(arguments: list[str]) -> int:
 
         stages = {stage.name: stage.as_json() for stage in config.stages}
         print(yaml.safe_dump({**config.tree, "stages": stages}, sort_keys=False))
+        return 0
+    if dry:
+        from srgym.runners.dry_run import dry_run
+
+        print(dry_run(config))
         return 0
     return _train(config, overwrite)
 

@@ -126,7 +126,7 @@ def test_what_stays_is_what_the_tensors_weigh(make_tiny, saved, kind):
     base = sum(p.numel() for n, p in real.core.named_parameters() if ".lora_" not in n)
     lora = sum(p.numel() for _, p in real.trainable_parameters())
     buffers = sum(b.numel() for b in real.core.buffers())
-    assert predicted.parameters == {"trained network": base, "trainable": lora}
+    assert predicted.parameters == {"network": base, "trainable": lora}
     assert predicted.resident["weights of the trained network"] == pytest.approx(2 * base + 2 * buffers, rel=0.05)
     assert predicted.resident["LoRA (learner, old, average)"] == 3 * 4 * lora
     assert predicted.resident["gradients and AdamW's moments"] == 3 * 4 * lora
@@ -172,7 +172,7 @@ def test_the_compact_policy_is_predicted_too():
 
     predicted = estimate("compact", {"scale": 4}, Workload(1, 4), height=16, width=16)
     policy = CompactPolicy(weights=None)
-    assert predicted.parameters["trained network"] == sum(p.numel() for p in policy.core.parameters())
+    assert predicted.parameters["network"] == sum(p.numel() for p in policy.core.parameters())
     assert predicted.parameters["trainable"] == sum(p.numel() for p in policy.parameters())
     assert predicted.flops["update"] > predicted.flops["sampling"] > 0
 
