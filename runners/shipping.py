@@ -37,9 +37,10 @@ def provenance(run: Path, commit: str) -> dict[str, Any]:
     """Where a run's result comes from: data, command, seed, date and commit."""
     record, config = json.loads((run / "run.json").read_text()), json.loads((run / "config.json").read_text())
     train = [f"{p.name} ({p.library})" for p in PHOTOGRAPHS if p.split == "train"]
+    places = ("out=", "overwrite=")
     return {
-        "data": "crops of the training photographs: " + ", ".join(train),
-        "command": f"srgym train experiment={config['name']}",
+        "data": "crops of the training photographs and of dead-leaves pictures: " + ", ".join(train),
+        "command": " ".join(["srgym train", *(o for o in config["overrides"] if not o.startswith(places))]),
         "seed": config["seed"],
         "date": record["ended"][:10],
         "commit": commit,
@@ -50,8 +51,15 @@ def provenance(run: Path, commit: str) -> dict[str, Any]:
 
 
 def ship(kind: str, run: Path, target: Path, commit: str) -> None:
-    """Copy a run's policy or scorer to `target`, with its provenance and held-out figures."""
+    """Copy a run's policy or scorer to `target`, with its provenance and held-out figures.
+
+    Where the run went on from the weights that lie in `target`, their provenance is kept as `continues`.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    described = provenance(run, commit)
+    before = target / "provenance.json"
+    if before.is_file() and "policy.weights=base" in described["command"]:
+        described["continues"] = json.loads(before.read_text())
     if kind == "policy":
         source = run / json.loads((run / "run.json").read_text())["policy"]
         files: tuple[str, ...] = ("model.safetensors", "policy.json")
@@ -62,8 +70,7 @@ def ship(kind: str, run: Path, target: Path, commit: str) -> None:
         figures = {"validation": json.loads((source / "correlations.json").read_text())}
     for file in files:
         shutil.copyfile(source / file, target / file)
-    described = {**provenance(run, commit), "held_out": figures}
-    (target / "provenance.json").write_text(json.dumps(described, indent=2) + "\n")
+    before.write_text(json.dumps({**described, "held_out": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,12 +27,17 @@ def test_the_two_views_of_one_scene_share_a_split():
     assert len({photograph.split for photograph in PHOTOGRAPHS if photograph.name.startswith("motorcycle")}) == 1
 
 
-def test_every_photograph_is_in_colour():
+GREY = {"camera", "coins", "moon", "brick", "grass", "gravel"}
+
+
+def test_photographs_are_in_colour_but_for_some_in_training():
     for split in SPLITS:
         source = make(split=split, size=None, preset="bicubic")
         for i in range(len(source)):
-            spread = source[i].hr.amax(0) - source[i].hr.amin(0)
-            assert spread.mean() > 0.02, source[i].id
+            sample = source[i]
+            spread = (sample.hr.amax(0) - sample.hr.amin(0)).mean()
+            grey = split == "train" and sample.id in GREY
+            assert spread == 0 if grey else spread > 0.02, sample.id
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -119,10 +124,11 @@ def test_prompts_are_known_without_reading_every_sample():
     assert "prompts" in vars(type(source))
 
 
-def test_new_colours_come_in_training_alone_and_leave_half_as_they_are():
+def test_augmenting_is_for_training_alone_and_leaves_a_quarter_as_it_is():
     plain, coloured = make(crops=30), make(crops=30, augment=True)
     changed = [not torch.equal(plain[i].hr, coloured[i].hr) for i in range(90)]
-    assert 25 <= sum(changed) <= 65
+    # colours and zoom change half each: 90 crops at 3/4, with a standard error of 4.1
+    assert 55 <= sum(changed) <= 80
     assert torch.equal(make(split="test")[0].hr, make(split="test", augment=True)[0].hr)
 
 
@@ -153,7 +159,7 @@ def test_mild_costs_bicubic_one_to_two_decibels(split):
     [
         ({"split": "valid"}, "split of train, validation, test, got 'valid'"),
         ({"preset": "mildd"}, "got 'mildd'; did you mean 'mild'"),
-        ({"size": 130}, "multiple of the scale 4 up to 500, .* got 130"),
+        ({"size": 130}, "multiple of the scale 4 up to 303, .* got 130"),
         ({"split": "test", "size": 400}, "up to 300, the shortest side in 'test', got 400"),
         ({"crops": 0}, "at least 1 crop .* got 0"),
         ({"scale": 0}, "at least 1, got 0"),
