@@ -1,0 +1,44 @@
+"""Every foundation-model policy goes through the same runner with every agent: an iteration that learns."""
+
+import pytest
+import torch
+
+from srgym import rewards
+from srgym.agents import DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
+from srgym.envs import SRTask, sources
+from srgym.policies import adapters
+from srgym.runners.runner import Runner
+from srgym.runners.settings import RunnerSettings
+
+AGENTS = {
+    "cold_start": lambda policy, reward: ColdStart(policy),
+    "nft": lambda policy, reward: DiffusionNFT(policy, reward, group_size=2, steps=2, old="on_policy"),
+    "flow_grpo": lambda policy, reward: FlowGRPO(policy, reward, group_size=2, steps=3, updates_per_iteration=1),
+    "dpo": lambda policy, reward: DPO(policy, reward, group_size=2, steps=2),
+    "refl": lambda policy, reward: REFL(policy, reward, steps=2),
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    source = sources.make("photographs", scale=4, size=32, crops=2)
+    return SRTask(source, rewards.make("psnr_y"))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_iteration_moves_the_learner(make_tiny, kind, agent, task, tmp_path):
+    policy = make_tiny(kind, scale=4)
+    policy.add_adapters(rank=2, alpha=4)
+    base = {name: p.detach().clone() for name, p in policy.named_parameters() if ".lora_" not in name}
+    before = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
+    settings = RunnerSettings(iterations=1, contexts=2, microbatch=2, prefetch=0, lr=1e-2)
+    made = AGENTS[agent](policy, task.reward)
+    runner = Runner(task, policy, made, settings, seed=0, folder=tmp_path, quiet=True)
+    runner.learn()
+    assert runner.updates == 1 and runner.skipped == 0
+    # B starts at zero, so the first update moves B alone
+    moved = [name for name, p in policy.trainable_parameters() if not torch.equal(p, before[name])]
+    assert moved and all(torch.isfinite(p).all() for _, p in policy.trainable_parameters())
+    assert {name for name in before if ".lora_B." in name} <= set(moved)
+    assert all(torch.equal(p, base[n]) for n, p in policy.named_parameters() if ".lora_" not in n)
+    assert adapters.equal(policy.core, "default", "old")  # on-policy, as each of these agents leaves it
