@@ -10,7 +10,7 @@ SR = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def test_scores_are_in_range_and_rows_are_independent():
-    model = CompactCompass()
+    model = CompactCompass().eval()
     fidelity, q_lr, q_sr, valid = model(LR, SR)
     assert valid.all()
     assert ((fidelity >= 0) & (fidelity <= 1)).all()
@@ -23,14 +23,14 @@ def test_scores_are_in_range_and_rows_are_independent():
 def test_lr_and_sr_are_rated_by_one_network():
     from torch.nn import functional as F
 
-    model = CompactCompass()
+    model = CompactCompass().eval()
     same = F.interpolate(LR, scale_factor=4, mode="bicubic").clamp(0, 1)
     _, q_lr, q_sr, _ = model(LR, same)
     torch.testing.assert_close(q_lr, q_sr)
 
 
 def test_every_score_is_differentiable_in_sr():
-    model = CompactCompass()
+    model = CompactCompass().eval()
     for part in (0, 2):
         sr = SR.clone().requires_grad_(True)
         model(LR, sr)[part].sum().backward()
@@ -38,7 +38,7 @@ def test_every_score_is_differentiable_in_sr():
 
 
 def test_saved_and_loaded_is_the_same_scorer(tmp_path):
-    model = CompactCompass(widths=(8, 8, 8, 8), hidden=16)
+    model = CompactCompass(widths=(8, 8, 8), hidden=16).eval()
     model.save(tmp_path)
     back = load(tmp_path)
     assert not any(p.requires_grad for p in back.parameters())

@@ -1,5 +1,6 @@
 """Settings: what is refused and how, what wins over what, and how stages get their sections."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import fields
@@ -183,3 +184,29 @@ def test_every_experiment_composes(experiment: str) -> None:
 def test_unknown_folder_of_configs(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a folder of configs"):
         compose([], [tmp_path / "none"])
+
+
+def _parameters(kind: type) -> dict[str, Any]:
+    """A constructor's parameters and defaults, those that **options passes on to the base classes too."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if "__init__" in base.__dict__ and base.__module__.startswith("srgym."):
+            signature = inspect.signature(base.__init__)  # type: ignore[misc]
+            found |= {name: p.default for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return {name: default for name, default in found.items() if name not in ("self", "pipe")}
+
+
+@pytest.mark.parametrize("policy", options("policy"))
+def test_every_policy_setting_is_in_its_config(policy: str) -> None:
+    from srgym.policies.registry import policy_class
+
+    listed = yaml.safe_load((Path(__file__).parents[2] / "configs" / "policy" / f"{policy}.yaml").read_text())
+    parameters = _parameters(policy_class(listed.pop("name")))
+    assert set(listed) == set(parameters)
+    assert listed["scale"] is None  # follows the contexts
+
+
+def test_every_policy_has_a_config() -> None:
+    from srgym.policies import available
+
+    assert set(available()) <= set(options("policy"))
