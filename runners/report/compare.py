@@ -244,7 +244,9 @@ def _improvement(comparison: Comparison, metric: str) -> list[Figure]:
     if not chances:
         return []
     text = "; ".join(f"{pair}: {interval_text(chance)}" for pair, chance in chances.items())
-    return [forest(chances, "probability of improvement", f"Improvement in {metric}", text, line=0.5)]
+    return [
+        forest(chances, "probability of improvement", f"Improvement in {metric}", text, line=0.5, limits=(-0.02, 1.02))
+    ]
 
 
 def _profile(comparison: Comparison, metric: str) -> list[Figure]:

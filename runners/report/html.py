@@ -43,7 +43,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 th, td { padding: .32rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: min(10rem, 32vw); }
+td:first-child { white-space: normal; min-width: min(9rem, 30vw); }
 table.words th, table.words td { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
 tr.strong td { font-weight: 600; background: var(--tint); }
 .grid { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
@@ -102,11 +102,17 @@ def _table(table: Table) -> str:
     rows = []
     for i, row in enumerate(table.rows):
         marked = ' class="strong"' if i in table.strong else ""
-        rows.append(f"<tr{marked}>{''.join(f'<td>{_inline(cell)}</td>' for cell in row)}</tr>")
+        cells = [_breakable(_inline(row[0])), *map(_inline, row[1:])]
+        rows.append(f"<tr{marked}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     kind = ' class="words"' if table.words else ""
     inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     caption = f'<p class="under">{_inline(table.caption)}</p>' if table.caption else ""
     return f'<div class="wide"><table{kind}>{inside}</table></div>{caption}'
+
+
+def _breakable(text: str) -> str:
+    """A name that may be broken into lines after its dots and underscores."""
+    return re.sub(r"(?<=\w)([._])(?=[a-z])", r"\1<wbr>", text)
 
 
 def _data(png: bytes) -> str:

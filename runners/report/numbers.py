@@ -26,9 +26,13 @@ def plain(value: float, decimals: int = 3) -> str:
     return _shown(value, decimals)
 
 
-def interval_text(one: Interval, sign: bool = False) -> str:
-    """`value [low, high]`; the bounds are left out where there are none."""
-    decimals = _decimals(one.high - one.low)
+def interval_text(one: Interval, sign: bool = False, more: int = 0) -> str:
+    """`value [low, high]`; the bounds are left out where there are none.
+
+    Args:
+        more: decimals beyond what the interval supports, where levels of one sample are told apart.
+    """
+    decimals = _decimals(one.high - one.low) + more
     value = _shown(one.value, decimals, sign)
     if not math.isfinite(one.low):
         return value

@@ -97,8 +97,19 @@ def curves(
     return render(draw, title, caption)
 
 
-def forest(intervals: Mapping[str, Interval], x_label: str, title: str, caption: str = "", line: float = 0.0) -> Figure:
-    """Intervals under each other against a vertical line: filled where they exclude it, hollow where not."""
+def forest(
+    intervals: Mapping[str, Interval],
+    x_label: str,
+    title: str,
+    caption: str = "",
+    line: float = 0.0,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Intervals under each other against a vertical line: filled where they exclude it, hollow where not.
+
+    Args:
+        line: where nothing would be. limits: of the axis; as the intervals are by default.
+    """
 
     def draw(axes: Any, theme: Theme) -> None:
         for row, one in enumerate(intervals.values()):
@@ -108,6 +119,8 @@ def forest(intervals: Mapping[str, Interval], x_label: str, title: str, caption:
                 axes.plot([one.low, one.high], [row, row], color=colour, solid_capstyle="round")
             axes.plot([one.value], [row], "o", color=colour, markerfacecolor=colour if clear else theme.paper)
         axes.axvline(line, color=theme.ink, linewidth=0.9)
+        if limits is not None:
+            axes.set_xlim(*limits)
         axes.set_yticks(range(len(intervals)), list(intervals))
         axes.set_ylim(len(intervals) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)

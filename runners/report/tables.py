@@ -30,7 +30,9 @@ def levels_table(
     strong: Sequence[str] = (),
 ) -> Table:
     """Methods (rows) by metrics (columns): means with 95% intervals over photographs and crops."""
-    rows = [[method, *(interval_text(level(frame, method, metric)) for metric in metrics)] for method in methods]
+    rows = [
+        [method, *(interval_text(level(frame, method, metric), more=1) for metric in metrics)] for method in methods
+    ]
     marked = frozenset(i for i, method in enumerate(methods) if method in strong)
     return Table(["method", *(metric_title(metric, record) for metric in metrics)], rows, caption, marked)
 
