@@ -85,11 +85,17 @@ class Run:
         now = json.loads(json.dumps(self.as_json()))
         if path.is_file():
             before = json.loads(path.read_text())
-            same_config({"seed": before["seed"]}, {"seed": now["seed"]}, self.folder)
-            for name, stage in now["stages"].items():
-                if name in before["stages"]:
-                    same_config(before["stages"][name], stage, self.folder, f"stages.{name}.")
+            begun = [name for name in before["stages"] if self._begun(name)]
+            if begun:
+                same_config({"seed": before["seed"]}, {"seed": now["seed"]}, self.folder)
+            for name in begun:
+                if name in now["stages"]:
+                    same_config(before["stages"][name], now["stages"][name], self.folder, f"stages.{name}.")
         _write_json(path, now)
+
+    def _begun(self, name: str) -> bool:
+        """Whether a stage has left anything that other settings would contradict."""
+        return any((self._stage_folder(name) / made).is_dir() for made in ("checkpoints", "policy", "scorer"))
 
     def as_json(self) -> dict[str, Any]:
         """The complete settings, as JSON values."""

@@ -113,6 +113,18 @@ def test_another_run_does_not_go_on_in_the_folder(finished: Path) -> None:
         smoke(finished, "seed=1").learn()
 
 
+def test_settings_of_a_stage_that_has_not_begun_may_be_mended(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished / "stages" / "cold_start", copy / "stages" / "cold_start")
+    for name in ("config.json", "run.json"):
+        shutil.copy(finished / name, copy / name)
+    with pytest.raises(ValueError, match="no adapters"):
+        smoke(copy, "stages.reinforce.lora=null").learn()
+    smoke(copy).learn()
+    merged = Path("stages/merged/policy/model.safetensors")
+    assert same(copy / merged, finished / merged)
+
+
 def test_all_weights_cannot_be_trained_under_adapters(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
