@@ -16,7 +16,7 @@ from srgym.runners.report.panels import make_panels
 from srgym.runners.report.plots import curves, forest, plane, profiles
 from srgym.runners.report.summary import by_crop, difference, level, metric_names, present, run_matrix
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
-from srgym.runners.report.verdicts import compared, hacking_alert
+from srgym.runners.report.verdicts import against_baselines, compared, hacking_alert
 from srgym.runners.statistics import (
     Band,
     Interval,
@@ -108,6 +108,8 @@ def _verdict(comparison: Comparison, label: str) -> list[Block]:
         above = difference(frame, label, control, reward)
         said += f" Over its random-reward control: {signed(above)}; {compared(above)}."
         good = gain.above_zero and above.above_zero
+    beside = against_baselines(frame, label, comparison.baselines, reward)
+    said = f"{said} {beside}".strip()
     kind: Literal["good", "bad", "neutral"] = "good" if good else "bad" if control is not None else "neutral"
     others = {metric: difference(frame, label, START, metric) for metric in comparison.plan["held_out"]}
     alert = hacking_alert(label, gain, others)

@@ -20,7 +20,7 @@ from srgym.runners.report.plots import curves, plane
 from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_log, read_run
 from srgym.runners.report.summary import level, metric_names, present
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
-from srgym.runners.report.verdicts import alerts, claim
+from srgym.runners.report.verdicts import against_baselines, alerts, claim
 from srgym.runners.statistics import Band
 
 __all__ = ["HELD_OUT", "oars_document", "stage_methods", "write_oars_report"]
@@ -151,6 +151,11 @@ def _verdicts(
 ) -> list[Block]:
     fidelity = present(frame, [f"{label}.fidelity" for label in run.rewards()])
     _, callouts = claim(frame, reward, roles.final, start, roles.control, fidelity)
+    stages = {"base", *(stage.name for stage in run.stages)}
+    baselines = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
+    beside = against_baselines(frame, roles.final, baselines, reward)
+    if beside:
+        callouts.append(Callout("neutral", f"**{reward}**, {roles.final}. {beside}", "Without RL"))
     names = [stage.name for stage in run.stages if stage.name not in (start, *run.under_control())]
     return [Heading("The claim"), *callouts, *alerts(frame, names, start, reward, held_out)]
 

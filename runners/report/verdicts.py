@@ -6,10 +6,10 @@ import pandas as pd
 
 from srgym.runners.report.document import Callout
 from srgym.runners.report.numbers import signed
-from srgym.runners.report.summary import difference
+from srgym.runners.report.summary import difference, level
 from srgym.runners.statistics import Interval
 
-__all__ = ["alerts", "claim", "compared", "hacking_alert"]
+__all__ = ["against_baselines", "alerts", "claim", "compared", "hacking_alert"]
 
 
 def compared(one: Interval) -> str:
@@ -21,6 +21,17 @@ def compared(one: Interval) -> str:
     if one.low != one.low:
         return f"there is no interval from {one.units} photograph{'s' if one.units != 1 else ''}"
     return "the interval includes zero"
+
+
+def against_baselines(frame: pd.DataFrame, name: str, baselines: Sequence[str], metric: str) -> str:
+    """How a method does beside the best of what costs no reinforcement learning; empty where there is none."""
+    levels = {other: level(frame, other, metric).value for other in baselines}
+    known = {other: value for other, value in levels.items() if value == value}
+    if not known:
+        return ""
+    best = max(known, key=lambda other: known[other])
+    one = difference(frame, name, best, metric)
+    return f"Over the best that costs no reinforcement learning ({best}): {signed(one)}; {compared(one)}."
 
 
 def claim(

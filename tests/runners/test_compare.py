@@ -283,6 +283,7 @@ def test_the_report_tells_gains_controls_and_alerts(reported: Path):
     text = (reported / "report.md").read_text()
     assert re.search(r"> \*\*Raises its reward\.\*\* \*\*nft\*\*: ssim_y \+0\.(10|09)\d* \[", text)
     assert "Over its random-reward control: +0.12" in text
+    assert "Over the best that costs no reinforcement learning (bicubic): +0.1" in text
     assert "> **Without a control.** **grpo**" in text
     assert "> **Alert.** **grpo**: the training reward rises" in text
     assert re.search(r"psnr_y −0\.(80|79)", text)

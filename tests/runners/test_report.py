@@ -286,6 +286,10 @@ def test_the_report_says_what_it_must(tmp_path: Path):
     document.save(run.folder)
     text = (run.folder / "report.md").read_text()
     assert "The claim holds on these 4 photographs" in text
+    assert (
+        "> **Without RL.** **compass**, oars. Over the best that costs no reinforcement learning (bicubic): +0.6"
+        in text
+    )
     assert "oars − cold_start" in text
     assert "oars − random_oars" in text
     assert "| psnr_y (dB) |" in text
