@@ -28,6 +28,19 @@ def test_a_new_policy_predicts_the_bicubic_mean():
     torch.testing.assert_close(policy.predict_mean(lr), bicubic(lr, 4))
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 13)])
+def test_the_mean_turns_with_its_input(tiny_policy, size):
+    """Whatever the weights: a turned or mirrored input gives the turned or mirrored mean; one pass of the encoder
+    doesn't."""
+    lr = images(2, *size)
+    mean = tiny_policy.predict_mean(lr)
+    torch.testing.assert_close(tiny_policy.predict_mean(lr.rot90(1, (-2, -1))), mean.rot90(1, (-2, -1)))
+    torch.testing.assert_close(tiny_policy.predict_mean(lr.flip(-2)), mean.flip(-2))
+    with torch.no_grad():
+        one, other = (tiny_policy.encode({"lr": image})["mean"] for image in (images(1, 8, 8), images(1, 8, 8).flip(-1)))
+    assert (one - other.flip(-1)).abs().max() > 1e-3
+
+
 def test_the_latent_keeps_luma_exactly(tiny_policy):
     """decode(to_latent(image)) has the image's luma; only chroma finer than eight pixels is left to the mean."""
     image = 0.3 + 0.4 * images(2, 32, 32)
