@@ -1,6 +1,7 @@
 """From settings to the parts of a run: task, policy, agent, runner."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -115,8 +116,18 @@ def build_settings(section: Mapping[str, Any]) -> RunnerSettings:
 def build_heldout(
     settings: RunnerSettings, env: Mapping[str, Any], changes: Mapping[str, Any] | None, reward: Reward, seed: int
 ) -> Heldout | None:
-    """The evaluation during the run, on the env section with `changes` (photographs: split=validation), or None."""
+    """The evaluation during the run, on the env section with `changes` (photographs: split=validation), or None.
+
+    Warns where those images are trained on too.
+    """
     if not (settings.eval_every or settings.images_every) or not settings.eval_contexts or changes is None:
         return None
+    held_out = {**env, **changes}
+    if env.get("split") == "all" and all(env[key] == held_out[key] for key in env if key != "split"):
+        warnings.warn(
+            f"the evaluation during the run is on images that are trained on: env.split=all holds those of "
+            f"heldout.split={held_out['split']}, too; env.split=train keeps them apart",
+            stacklevel=2,
+        )
     task = build_task(env, reward, **changes)
     return Heldout(task, settings.eval_contexts, settings.eval_steps, seed)

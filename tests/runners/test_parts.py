@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import srgym
+from srgym.rewards import make
+from srgym.runners.build import build_heldout
 from srgym.runners.heldout import Heldout
 from srgym.runners.instrument import Meter, instrumented
 from srgym.runners.sampler import ContextSampler
@@ -150,3 +154,15 @@ def test_make_runner_is_reached_from_the_top(tmp_path: Path) -> None:
     (stage,) = run.config.stages
     assert (run.config.seed, stage.sections["runner"]["iterations"]) == (4, 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_on_images_that_are_trained_on_is_said(tmp_path: Path) -> None:
+    for i in range(5):
+        Image.new("RGB", (32, 32), (40 * i, 90, 20)).save(tmp_path / f"{i}.png")
+    env = {"name": "hr_folder", "path": str(tmp_path), "preset": "bicubic", "split": "all"}
+    settings, reward = RunnerSettings(iterations=1, eval_every=1), make("psnr_y")
+    with pytest.warns(UserWarning, match="env.split=train keeps them apart"):
+        build_heldout(settings, env, {"split": "validation"}, reward, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_heldout(settings, {**env, "split": "train"}, {"split": "validation"}, reward, 0)
