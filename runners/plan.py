@@ -73,7 +73,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     swept = {argument.partition("=")[0]: list(values) for argument in rest if (values := sweep(argument)) is not None}
     fixed = tuple(argument for argument in rest if argument.partition("=")[0] not in swept)
     given = {argument.partition("=")[0] for argument in rest}
-    sweeps = {key: values for key, values in settings["sweep"].items() if key not in given}
+    sweeps = {key: values for key, values in settings["sweep"].items() if values is not None and key not in given}
     axes = {key: [f"{key}={value}" for value in values] for key, values in sweeps.items()}
     axes |= {key: [text if "=" in text else f"{key}={text}" for text in values] for key, values in swept.items()}
     seeds = _seeds(settings)

@@ -356,3 +356,14 @@ def test_compare_runs_resumes_and_reports(tmp_path: Path, capsys, monkeypatch: p
     assert "3 runs, 3 of them done already" in capsys.readouterr().out
     assert main([*command, "steps=2"]) == 2
     assert "was run with steps=1, and now it is 2" in capsys.readouterr().err
+
+
+def test_the_search_behind_the_committed_comparison_is_of_equal_effort_and_sees_no_test_photograph():
+    """As many settings of each agent, each with the same budget, on the settings that the comparison itself has."""
+    search, final = make_plan(["experiment=nft_vs_grpo_search"]), make_plan(["experiment=nft_vs_grpo"])
+    agents = [entry.agent for entry in search.entries]
+    assert sorted(agents) == ["diffusion_nft"] * 6 + ["flow_grpo"] * 6
+    assert search.settings["test"] == {"split": "validation"} and final.settings["test"] == {"split": "test"}
+    assert {cell.role for cell in search.cells} == {"agent"} and search.fixed == ("experiment=nft_vs_grpo_search",)
+    assert [entry.agent for entry in final.entries] == ["diffusion_nft", "flow_grpo"]
+    assert sum(cell.role == "control" for cell in final.cells) == 2
