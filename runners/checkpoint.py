@@ -133,10 +133,14 @@ class Checkpoints:
                 save_file(whole, draft / f"{stem}.safetensors")
             (draft / "values.json").write_text(json.dumps(values, indent=1) + "\n")
 
-        written = write_folder(self.folder / f"{number:08d}", write)
+        written = write_folder(self.folder_of(number), write)
         for old in self._found()[self._keep :]:
             shutil.rmtree(old)
         return written
+
+    def folder_of(self, number: int) -> Path:
+        """Where checkpoint `number` is, or would be."""
+        return self.folder / f"{number:08d}"
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from srgym.policies.base import FlowPolicy
 from srgym.runners import state
 from srgym.runners.checkpoint import Checkpoint, Checkpoints
-from srgym.runners.collect import collect, statistics
+from srgym.runners.collect import collect, rows_anyway, statistics
+from srgym.runners.distributed import World, agree, whole
 from srgym.runners.heldout import Heldout
 from srgym.runners.instrument import Meter, instrumented
 from srgym.runners.interrupt import Interrupted, listening
@@ -51,6 +52,7 @@ class Runner:
         heldout: the evaluation during the run, or None.
         name: the stage's, for messages.
         config: what is written into checkpoints; a checkpoint of another config isn't resumed.
+        world: the processes that the run is shared by.
     """
 
     def __init__(
@@ -67,11 +69,14 @@ class Runner:
         name: str = "main",
         config: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.task, self.policy, self.agent, self.settings = task, policy, agent, settings
         self.name, self.folder = name, folder
         self.config: dict[str, Any] = json.loads(json.dumps({**(config or {}), "seed": seed}))
-        self._seed, self._loggers, self._heldout, self._quiet = seed, loggers, heldout, quiet
+        self._seed, self._loggers, self._heldout = seed, loggers, heldout
+        self._quiet = quiet or not self.world.main
         self._checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self._sampler = ContextSampler(len(task), seed)
         named = policy.trainable_parameters()
@@ -86,6 +91,7 @@ class Runner:
         self.iteration, self.updates, self.images, self.skipped = 0, 0, 0, 0
         self._evaluated: int | None = None
         self._spent, self._started = 0.0, time.monotonic()
+        self._agreed = (0.0, False)
         self._queue: deque[Future[Any]] = deque()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -99,9 +105,10 @@ class Runner:
     @property
     def progress(self) -> float:
         """The share of the budget that is spent, in [0, 1]; 1 too when the agent says that it's done."""
-        if self.agent.finished:
+        seconds, finished = (self.seconds, self.agent.finished) if self.world.alone else self._agreed
+        if finished:
             return 1.0
-        return self.settings.budget.progress(self.iteration, self.images, self.seconds)
+        return self.settings.budget.progress(self.iteration, self.images, seconds)
 
     @property
     def cost(self) -> dict[str, float]:
@@ -121,19 +128,28 @@ class Runner:
         self._started = time.monotonic()
         display = None if self._quiet else Display(self.name)
         with listening() as stop, self._working():
+            self._agree(None)
             try:
                 if not self.iteration:
                     self._log(self._evaluate())
                 while self.progress < 1:
                     self._step(display)
-                    if stop.number is not None:
+                    stopped = self._agree(stop.number)
+                    if stopped is not None:
                         self.save()
-                        raise Interrupted(stop.number, self.folder)
+                        raise Interrupted(stopped, self.folder)
             finally:
                 if display is not None:
                     display.close()
             self._finish()
         return self.cost
+
+    def _agree(self, signal: int | None) -> int | None:
+        """The signal that any process got; and from here on all see the same time and the same end."""
+        told = self.world.gather({"seconds": self.seconds, "finished": self.agent.finished, "signal": signal})
+        seconds, finished, agreed = agree(told)
+        self._agreed = (seconds, finished)
+        return agreed
 
     def _finish(self) -> None:
         self._log(self._evaluate())  # nothing where the last iteration knew that it was the last
@@ -162,14 +178,12 @@ class Runner:
             self.task, self.policy, self.agent, context,
             seed=self._seed, iteration=self.iteration, rollout_batch=self.settings.rollout_batch,
         )  # fmt: skip
-        self.images += len(rollout)
-        logged = statistics(rollout)
+        self.images += sum(self.world.gather(len(rollout)))
+        logged = statistics(self.world.scores(rollout))
         rows = self.agent.prepare(rollout)
         logged |= {f"agent/{name}": float(value) for name, value in self.agent.stats.items()}
         logged["agent/rows"] = float(len(rows))
-        if len(rows):
-            for batch in self.agent.batches(rows):
-                logged |= self._update(batch)
+        logged |= self._learn(rows, rollout)
         self.agent.after_iteration()
         self.iteration += 1
         logged |= {f"cost/{name}": value for name, value in self.cost.items() if name != "iterations"}
@@ -194,29 +208,40 @@ class Runner:
     def _next_context(self) -> Any:
         count = self.settings.contexts
         if self._pool is None:
-            return self.task.context(self._sampler.take(count))
+            return self.task.context(self.world.share(self._sampler.take(count)))
         while len(self._queue) <= self.settings.prefetch:
             indices = self._sampler.peek(count, ahead=count * len(self._queue))
-            self._queue.append(self._pool.submit(self.task.context, indices))
+            self._queue.append(self._pool.submit(self.task.context, self.world.share(indices)))
         self._sampler.take(count)
         return self._queue.popleft().result()
 
-    def _update(self, rows: TensorDict) -> dict[str, float]:
+    def _learn(self, rows: TensorDict, rollout: TensorDict) -> dict[str, float]:
+        """The iteration's optimiser steps; as many on every process."""
+        logged: dict[str, float] = {}
+        spare = rows
+        if self.world.sharded and not len(rows):
+            spare = rows_anyway(self.agent, rollout)
+        batches = iter(self.agent.batches(rows)) if len(rows) else iter(())
+        while self.world.any((batch := next(batches, None)) is not None):
+            logged |= self._update(batch, spare)
+        return logged
+
+    def _update(self, rows: TensorDict | None, spare: TensorDict) -> dict[str, float]:
         """One optimiser step on all rows, accumulated over microbatches weighted by their share of the rows."""
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for start in range(0, len(rows), self.settings.microbatch):
-            part = rows[start : start + self.settings.microbatch]
-            share = len(part) / len(rows)
+        for part, share in self.world.parts(rows, self.settings.microbatch, spare):
             with self.policy.adapter("default"):
                 terms = self.agent.loss(part)
                 objective = sum((value for key, value in terms.items() if key.startswith("loss_")), torch.zeros(()))
                 torch.autograd.backward(objective * share)
             for key, value in [("loss", objective), *terms.items()]:
                 name = key.replace("loss_", "loss/", 1) if key.startswith("loss") else f"agent/{key}"
-                sums[name] = sums.get(name, 0.0) + share * float(value.detach())
+                sums[name] = sums.get(name, 0.0) + (share * float(value.detach()) if share else 0.0)
+        sums = self.world.sum(sums)
+        self.world.sum_gradients(list(self._names))
         rate = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup, self.progress)
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), self.settings.clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self._names), self.settings.clip)))
         self._take_step(rate, norm)
         return {**sums, "optim/gradient_norm": norm, "optim/lr": rate, "optim/skipped": float(self.skipped)}
 
@@ -259,7 +284,7 @@ class Runner:
     # Checkpoints
 
     def save(self) -> Path:
-        """Write a checkpoint of everything the rest of the run depends on."""
+        """Write a checkpoint of everything the rest of the run depends on; the main process writes it for all."""
         generators, generator_values = state.generator_state()
         agent_tensors, agent_values = state.split(self.agent.state())
         tensors: dict[str, Mapping[str, Tensor]] = {
@@ -276,7 +301,11 @@ class Runner:
             "agent": agent_values, "generators": generator_values, "settings": asdict(self.settings),
             "config": self.config,
         }  # fmt: skip
-        return self._checkpoints.save(self.iteration, tensors, values)
+        tensors = {stem: {name: whole(t) for name, t in named.items()} for stem, named in tensors.items()}
+        if self.world.main:
+            self._checkpoints.save(self.iteration, tensors, values)
+        self.world.barrier()
+        return self._checkpoints.folder_of(self.iteration)
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint in the folder; False if there is none.

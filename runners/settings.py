@@ -24,6 +24,7 @@ class RunnerSettings:
         autocast: "bf16" or "off", for the policy's forwards alone.
         threads: torch's threads; None: one a core.
         device: "auto", "cpu", "cuda", ...
+        parallel: "ddp" or "fsdp", where several processes share the run (see `srgym.runners.distributed`).
         prefetch: iterations whose contexts are made ahead, in one thread.
         log_every, eval_every, images_every, checkpoint_every: iterations between two; 0: never (a last checkpoint
             and evaluation come at the end anyway).
@@ -46,6 +47,7 @@ class RunnerSettings:
     autocast: str = "off"
     threads: int | None = None
     device: str = "auto"
+    parallel: str = "ddp"
     prefetch: int = 1
     log_every: int = 1
     eval_every: int = 0
@@ -64,6 +66,8 @@ class RunnerSettings:
                 raise ValueError(f"runner.{name} is at least 0, got {getattr(self, name)}")
         if self.lr < 0 or self.clip <= 0:
             raise ValueError(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"runner.parallel is ddp or fsdp, got '{self.parallel}'")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
         if not 0 <= self.warmup < 1:
@@ -76,8 +80,8 @@ class RunnerSettings:
 
 
 # Keys that may change between the sessions of one run: they don't enter its results, or lengthen it.
-_FREE = ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "prefetch", "log_every",
-         "images_every", "checkpoint_every", "keep")  # fmt: skip
+_FREE = ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel", "prefetch",
+         "log_every", "images_every", "checkpoint_every", "keep")  # fmt: skip
 
 
 def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, path: str = "") -> None:

@@ -8,12 +8,14 @@ The folder of a run:
     stages/NAME/metrics.csv   its log; tensorboard/ and checkpoints/ beside it
 """
 
+import contextlib
 import json
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from srgym.policies.base import FlowPolicy
 from srgym.runners.checkpoint import write_folder
 from srgym.runners.config import RunConfig, StageConfig
+from srgym.runners.distributed import World, shard, unshard
 from srgym.runners.heldout import averaged_weights
 from srgym.runners.interrupt import Interrupted
 from srgym.runners.loggers import make_loggers
@@ -41,6 +44,7 @@ class Run:
 
     def __init__(self, config: RunConfig, quiet: bool = False) -> None:
         self.config, self.folder, self._quiet = config, config.out, quiet
+        self._world = World()
 
     def learn(self) -> dict[str, dict[str, float]]:
         """Run all stages and return each one's cost.
@@ -49,15 +53,35 @@ class Run:
             Interrupted: after SIGINT or SIGTERM, once everything is saved.
             ValueError: if the folder holds a run of other settings.
         """
-        self._claim()
+        self._world = World.start(self._device())
+        try:
+            costs = self._learn()
+        except Interrupted:
+            self._world.close()
+            raise
+        self._world.close()  # not after an error: the others may be waiting in the midst of something
+        return costs
+
+    def _learn(self) -> dict[str, dict[str, float]]:
+        if self._world.main:
+            self._claim()
+        self._world.barrier()
         costs: dict[str, dict[str, float]] = {}
         for stage in self.config.stages:
             done = self._done(stage.name)
-            if done is None:
+            self._world.barrier()
+            if done is None and (stage.kind == "train" or self._world.main):
                 done = {"train": self._train, "merge": self._merge, "scorer": self._scorer}[stage.kind](stage)
-                self._record(stage.name, done)
-            costs[stage.name] = done
+                if self._world.main:
+                    self._record(stage.name, done)
+            self._world.barrier()
+            costs[stage.name] = done or {}
         return costs
+
+    def _device(self) -> torch.device:
+        from srgym.runners import build
+
+        return build.pick_device(self.config.stages[0].sections["runner"]["device"])
 
     @property
     def policy_folder(self) -> Path:
@@ -67,7 +91,7 @@ class Run:
     def report(self) -> Path | None:
         """Write the report that the settings ask for, and return its path; None if they ask for none."""
         section = self.config.tree.get("report")
-        if not section:
+        if not section or not self._world.main:
             return None
         from srgym.runners.report import write_report
 
@@ -135,11 +159,13 @@ class Run:
         finally:
             for logger in loggers:
                 logger.close()
-        policy = runner.policy.cpu()
-        if policy.has_adapters:
-            write_folder(folder / "policy", policy.save)
+        policy = runner.policy
+        if runner.world.sharded:
+            unshard(policy, runner.world.main)
         else:
-            with averaged_weights(policy, agent):
+            policy.cpu()
+        if runner.world.main:
+            with contextlib.nullcontext() if policy.has_adapters else averaged_weights(policy, agent):
                 write_folder(folder / "policy", policy.save)
         return cost
 
@@ -151,17 +177,23 @@ class Run:
         build.use_threads(settings.threads)
         reward = build.build_reward(sections["reward"])
         task = build.build_task(sections["env"], reward)
-        policy = self._start(stage).to(build.pick_device(settings.device))
+        device = build.pick_device(settings.device)
+        world = replace(self._world, sharded=settings.parallel == "fsdp" and not self._world.alone)
+        policy = self._start(stage)
+        if world.sharded:
+            shard(policy, device)
+        policy.to(device)
         agent = build.build_agent(sections["agent"], policy, task)
         heldout = build.build_heldout(settings, sections["env"], self.config.tree.get("heldout"), reward, seed)
         loggers: list[Any] = []
         runner = Runner(
             task, policy, agent, settings, seed=seed, folder=folder, loggers=loggers, heldout=heldout,
-            name=stage.name, config=stage.as_json(), quiet=self._quiet,
+            name=stage.name, config=stage.as_json(), quiet=self._quiet, world=world,
         )  # fmt: skip
         runner.resume()
         name = f"{self.config.name}-{stage.name}"
-        loggers += make_loggers(self.config.logger, folder, name, self.as_json(), after=runner.iteration)
+        if world.main:
+            loggers += make_loggers(self.config.logger, folder, name, self.as_json(), after=runner.iteration)
         return runner, agent, loggers
 
     def _start(self, stage: StageConfig) -> FlowPolicy:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from srgym.policies.base import FlowPolicy
+from srgym.runners.distributed import like
 
 __all__ = [
     "generator_state", "load_generator_state", "load_optimizer_state", "load_policy_state", "optimizer_state",
@@ -36,7 +37,7 @@ def load_policy_state(policy: FlowPolicy, stored: Mapping[str, Tensor]) -> None:
     for name, parameter in own.items():
         if parameter.shape != stored[name].shape:
             raise ValueError(f"'{name}': expected {tuple(parameter.shape)}, got {tuple(stored[name].shape)}")
-        parameter.copy_(stored[name])
+        parameter.copy_(like(stored[name], parameter))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -57,7 +58,7 @@ def load_optimizer_state(
     for key, tensor in stored.items():
         name, _, entry = key.rpartition("/")
         parameter = by_name[name]
-        value = tensor.clone() if entry == "step" else tensor.to(parameter.device, copy=True)
+        value = tensor.clone() if entry == "step" else like(tensor.clone(), parameter)
         optimizer.state[parameter][entry] = value
 
 

@@ -13,6 +13,7 @@ A run whose folder (out=) holds one of the same settings goes on where it stoppe
 """
 
 import json
+import os
 from pathlib import Path
 
 from srgym.runners.commands.arguments import take_flag, take_option, take_setting
@@ -58,10 +59,13 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
 def _train(config: RunConfig, overwrite: bool) -> int:
     from srgym.runners.stages import Run, remove_run
 
-    if overwrite:
+    main = os.environ.get("RANK", "0") == "0"
+    if overwrite and main:
         remove_run(config.out)
     run = Run(config)
     run.learn()
+    if not main:
+        return 0
     print(f"done: the policy is in {run.policy_folder}")
     page = run.report()
     if page is not None:
