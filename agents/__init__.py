@@ -3,8 +3,9 @@
 One file an algorithm; what they share (groups, timesteps, averages, rows) lives once, beside them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent as Agent
@@ -16,50 +17,19 @@ if TYPE_CHECKING:
     from srgym.agents.groups import Combine as Combine
     from srgym.agents.groups import GroupFilter as GroupFilter
     from srgym.agents.refl import REFL as REFL
+    from srgym.agents.registry import agent_class as agent_class
+    from srgym.agents.registry import available as available
 
-AGENTS = {
-    "cold_start": "ColdStart",
-    "diffusion_nft": "DiffusionNFT",
-    "flow_grpo": "FlowGRPO",
-    "dpo": "DPO",
-    "refl": "REFL",
-}
-
-_EXPORTS = {
-    "Agent": "base",
-    "Need": "base",
-    "Combine": "groups",
-    "GroupFilter": "groups",
-    **{class_name: module for module, class_name in AGENTS.items()},
-}
-
-
-def available() -> list[str]:
-    """The names that `agent_class` knows."""
-    return sorted(AGENTS)
-
-
-def agent_class(name: str) -> "type[Agent]":
-    """The class of an agent by its name.
-
-    Raises:
-        ValueError: for a name that isn't one, with the nearest that is.
-    """
-    if name not in AGENTS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, AGENTS, 1, 0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown agent '{name}': expected one of {', '.join(available())}{hint}")
-    found: type[Agent] = getattr(import_module(f"{__name__}.{name}"), AGENTS[name])
-    return found
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["Agent", "Need"],
+        "cold_start": ["ColdStart"],
+        "diffusion_nft": ["DiffusionNFT"],
+        "dpo": ["DPO"],
+        "flow_grpo": ["FlowGRPO"],
+        "groups": ["Combine", "GroupFilter"],
+        "refl": ["REFL"],
+        "registry": ["agent_class", "available"],
+    },
+)

@@ -3,8 +3,9 @@
 `make(name, **kwargs)` builds a policy by name, `load(folder)` brings back a saved one, `available()` lists the names.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.policies.base import FlowPolicy as FlowPolicy
@@ -15,22 +16,11 @@ if TYPE_CHECKING:
     from srgym.policies.registry import load as load
     from srgym.policies.registry import make as make
 
-_EXPORTS = {
-    "FlowPolicy": "base",
-    "Sampling": "base",
-    "Noise": "noise",
-    "derive_seeds": "noise",
-    "available": "registry",
-    "load": "registry",
-    "make": "registry",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["FlowPolicy", "Sampling"],
+        "noise": ["Noise", "derive_seeds"],
+        "registry": ["available", "load", "make"],
+    },
+)

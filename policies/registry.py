@@ -1,8 +1,8 @@
 """Policies by name, and policies as saved."""
 
 import json
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from srgym.policies.base import FlowPolicy
@@ -25,7 +25,11 @@ def available() -> list[str]:
 
 
 def policy_class(name: str) -> type[FlowPolicy]:
-    """The class of a policy by name, or by `module:Class`."""
+    """The class of a policy by name, or by `module:Class`.
+
+    Raises:
+        ValueError: for a name that isn't one, with the nearest that is; for a path to something else than a policy.
+    """
     path = POLICIES.get(name, name)
     if ":" not in path:
         from difflib import get_close_matches
@@ -33,10 +37,12 @@ def policy_class(name: str) -> type[FlowPolicy]:
         near = get_close_matches(name, POLICIES, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"unknown policy '{name}': expected one of {', '.join(available())} or module:Class{hint}")
-    module, _, attribute = path.partition(":")
-    found = getattr(import_module(module), attribute)
+    try:
+        found = resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expected a subclass of srgym.policies.FlowPolicy at '{path}', got none: {error}") from error
     if not (isinstance(found, type) and issubclass(found, FlowPolicy)):
-        raise TypeError(f"'{path}' must be a subclass of FlowPolicy, got {found!r}")
+        raise ValueError(f"expected a subclass of srgym.policies.FlowPolicy at '{path}', got {found!r}")
     return found
 
 

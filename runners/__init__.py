@@ -3,8 +3,9 @@
 `make_runner(**overrides)` builds a run from Python as `srgym train key=value` does from the shell.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.runners.build import make_runner as make_runner
@@ -12,14 +13,12 @@ if TYPE_CHECKING:
     from srgym.runners.settings import RunnerSettings as RunnerSettings
     from srgym.runners.stages import Run as Run
 
-_EXPORTS = {"Run": "stages", "Runner": "runner", "RunnerSettings": "settings", "make_runner": "build"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "build": ["make_runner"],
+        "runner": ["Runner"],
+        "settings": ["RunnerSettings"],
+        "stages": ["Run"],
+    },
+)

@@ -3,13 +3,13 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from srgym import policies, rewards
+from srgym.agents import agent_class
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
@@ -95,15 +95,7 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) ->
         Incompatible: if the agent can't learn from this reward or these contexts.
     """
     options = dict(section)
-    name = options.pop("name")
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        found = getattr(import_module(module), attribute)
-    else:
-        from srgym import agents
-
-        found = agents.agent_class(name)
-    agent: Agent = found(policy, task.reward, **options)
+    agent = agent_class(options.pop("name"))(policy, task.reward, **options)
     agent.check(task.source.provides)
     return agent
 

@@ -1,7 +1,8 @@
 """FinPercep-RM: a reward model that says how good an image is, and where it is bad."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.rewards.finpercep.model import FinPercepRM as FinPercepRM
@@ -9,14 +10,11 @@ if TYPE_CHECKING:
     from srgym.rewards.finpercep.reward import FinPercep as FinPercep
     from srgym.rewards.finpercep.train import train as train
 
-_EXPORTS = {"FinPercep": "reward", "FinPercepRM": "model", "load": "model", "train": "train"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "model": ["FinPercepRM", "load"],
+        "reward": ["FinPercep"],
+        "train": ["train"],
+    },
+)

@@ -1,7 +1,8 @@
 """Asking a vision-language model for scores: the questions, the engines that answer them, and a vLLM server."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.rewards.serving.client import Client as Client
@@ -13,23 +14,13 @@ if TYPE_CHECKING:
     from srgym.rewards.serving.question import Reply as Reply
     from srgym.rewards.serving.server import Server as Server
 
-_EXPORTS = {
-    "BadAnswer": "question",
-    "Client": "client",
-    "Engine": "engines",
-    "Question": "question",
-    "Reply": "question",
-    "Server": "server",
-    "make_engine": "engines",
-    "parse_scores": "parsing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "client": ["Client"],
+        "engines": ["Engine", "make_engine"],
+        "parsing": ["parse_scores"],
+        "question": ["BadAnswer", "Question", "Reply"],
+        "server": ["Server"],
+    },
+)

@@ -4,8 +4,9 @@
 stages of a run, `write_compare_report(folder)` a comparison, and `write_evaluation_report(folder)` an evaluation.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from srgym.runners.report.compare import write_compare_report as write_compare_report
@@ -13,19 +14,12 @@ if TYPE_CHECKING:
     from srgym.runners.report.kinds import write_report as write_report
     from srgym.runners.report.oars import write_oars_report as write_oars_report
 
-_EXPORTS = {
-    "write_compare_report": "compare",
-    "write_evaluation_report": "evaluation",
-    "write_oars_report": "oars",
-    "write_report": "kinds",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(sorted(_EXPORTS))}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "compare": ["write_compare_report"],
+        "evaluation": ["write_evaluation_report"],
+        "kinds": ["write_report"],
+        "oars": ["write_oars_report"],
+    },
+)

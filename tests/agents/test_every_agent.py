@@ -220,6 +220,12 @@ def test_names_and_classes():
         assert issubclass(found, Agent) and found.name == name
     with pytest.raises(ValueError, match=r"unknown agent 'flow_gpro'.*did you mean 'flow_grpo'"):
         srgym.agents.agent_class("flow_gpro")
+    assert srgym.agents.agent_class("srgym.agents.dpo:DPO") is DPO
+    for path, why in (("not_there:X", "No module"), ("math:X", "no attribute 'X'"), ("math:cos", "cos")):
+        with pytest.raises(ValueError, match=f"expected a subclass of srgym.agents.Agent at '{path}', got .*{why}"):
+            srgym.agents.agent_class(path)
+        with pytest.raises(ValueError, match=f"expected a subclass of srgym.policies.FlowPolicy at '{path}'.*{why}"):
+            srgym.policies.make(path)
 
 
 @pytest.mark.parametrize("name", srgym.agents.available())
