@@ -6,6 +6,7 @@
   srgym train resume=runs/mine                       go on with a run that was stopped
   srgym train experiment=oars --print                show the complete settings and stop
   srgym train experiment=oars_qwen --dry-run         predict its memory and time; on a GPU, try its worst step
+  srgym train experiment=hacking_demo                goes on as `srgym compare`, as all experiments made of entries do
 
   --config-dir DIR   a folder of your own configs, laid out as the package's configs/
 
@@ -23,6 +24,11 @@ __all__ = ["run"]
 
 
 def run(arguments: list[str]) -> int:
+    if _is_comparison(arguments):
+        from srgym.runners.commands import compare
+
+        print("this experiment compares runs: going on as `srgym compare`")
+        return compare.run(arguments)
     folders = [Path(folder) for folder in take_option(arguments, "--config-dir")]
     show = take_flag(arguments, "--print")
     dry = take_flag(arguments, "--dry-run")
@@ -41,6 +47,13 @@ def run(arguments: list[str]) -> int:
         print(dry_run(config))
         return 0
     return _train(config, overwrite)
+
+
+def _is_comparison(arguments: list[str]) -> bool:
+    """Whether the experiment is made of entries, none of which is the run to train."""
+    chosen = [argument for argument in arguments if argument.startswith("experiment=")]
+    folders = [Path(folder) for folder in take_option(list(arguments), "--config-dir")]
+    return bool(chosen and (compose(chosen[-1:], folders)[0].get("compare") or {}).get("entries"))
 
 
 def _resolve(arguments: list[str], folders: list[Path]) -> RunConfig:

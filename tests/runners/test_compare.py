@@ -367,3 +367,14 @@ def test_the_search_behind_the_committed_comparison_is_of_equal_effort_and_sees_
     assert {cell.role for cell in search.cells} == {"agent"} and search.fixed == ("experiment=nft_vs_grpo_search",)
     assert [entry.agent for entry in final.entries] == ["diffusion_nft", "flow_grpo"]
     assert sum(cell.role == "control" for cell in final.cells) == 2
+
+
+def test_training_an_experiment_of_entries_is_comparing_them(capsys, tmp_path: Path):
+    asked = ["experiment=hacking_demo", "seed=3", f"out={tmp_path}", "--print"]
+    assert main(["train", *asked]) == 0
+    trained = capsys.readouterr().out.splitlines()
+    assert main(["compare", *asked]) == 0
+    assert trained[1:] == capsys.readouterr().out.splitlines() and "srgym compare" in trained[0]
+    assert [line.partition(":")[0] for line in trained[2:4]] == ["COMPASS_seed_3", "COMPASS_random_reward_seed_3"]
+    assert main(["train", "experiment=compare_small", "agent=dpo", "--print"]) == 0
+    assert "name: dpo" in capsys.readouterr().out
