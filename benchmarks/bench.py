@@ -12,13 +12,13 @@ reward, optimiser step), with the same batch sizes and adapters and nothing arou
 
 import argparse
 import contextlib
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,11 +253,17 @@ def memory() -> None:
 
 def peak(name: str) -> None:
     work = workload(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    built = status("VmRSS")
     for _ in range(2):
         work.step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name:<15} peak {after:.0f} MiB, {after - before:.0f} MiB above what importing and building took")
+    most = status("VmHWM")
+    print(f"{name:<15} peak {most:.0f} MiB, {most - built:.0f} MiB above what importing and building took")
+
+
+def status(field: str) -> float:
+    """What Linux says of this process, in MiB. (The peak of `getrusage` may be that of the process that started it.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
 def main() -> None:
