@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.ema import WeightAverage, evaluation_decay
+from srgym.agents.peers import Alone, Peers
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.rewards.base import Incompatible, Reward
 
@@ -32,7 +33,8 @@ class Agent(ABC):
     An iteration: collect as `sampling`, `group_size` and `sampler` say; `prepare` the rollout into rows; for each of
     `batches(rows)` one optimiser step on the gradient of `loss`, accumulated over microbatches of any size, followed by
     `after_update`; and `after_iteration`. Everything random in it follows from the rows' seeds and the number of
-    updates so far, so neither the microbatch nor a resumed run changes the result.
+    updates so far, so neither the microbatch nor a resumed run changes the result. Where a run is on several processes,
+    each with some of the groups, the runner sets `peers`, and what is taken over all groups is taken over all of them.
 
     An agent touches no dataset, logger or file, and runs on the learner's adapter: the caller holds
     `policy.adapter("default")` around `loss` and its backward.
@@ -81,6 +83,7 @@ class Agent(ABC):
         self.group_size, self.epochs, self.ema = group_size, epochs, ema
         self.updates, self.iterations = 0, 0
         self.stats: dict[str, float] = {}
+        self.peers: Peers = Alone()
         self._average = None if policy.has_adapters else WeightAverage(policy.trainable_parameters())
         if provides is not None:
             self.check(provides)

@@ -149,7 +149,9 @@ class DiffusionNFT(Agent):
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        found = assess(
+            rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine, peers=self.peers
+        )
         self.stats = found.stats
         samples = rollout.select("x0", "cond")
         kept = found.keep.nonzero().flatten()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from srgym.agents.base import Agent, Need
 from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
+from srgym.agents.peers import Alone, Peers, pooled
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, draw_times
 from srgym.policies.base import FlowPolicy, Sampling
@@ -56,7 +57,15 @@ class Pairs(NamedTuple):
     skipped: int
 
 
-def pair_up(score: Tensor, keep: Tensor, group_size: int, *, top: int | None = None, min_gap: float = 0.0) -> Pairs:
+def pair_up(
+    score: Tensor,
+    keep: Tensor,
+    group_size: int,
+    *,
+    top: int | None = None,
+    min_gap: float = 0.0,
+    peers: Peers | None = None,
+) -> Pairs:
     """Pairs inside each group, all of whose scores differ by at least `min_gap` and by more than 0.
 
     Args:
@@ -65,6 +74,7 @@ def pair_up(score: Tensor, keep: Tensor, group_size: int, *, top: int | None = N
         top: None for the best against the worst, of weight 1; N for the N best against the N worst (fewer in a group
             that hasn't 2 N), N^2 pairs weighted as in DP2O-SR: (gap + 1 - mean gap of the group's pairs) times
             (std of the group + 1 - mean std of the groups).
+        peers: the processes that hold the other groups, which that mean is over, too.
     """
     win, lose, weight, group, skipped = [], [], [], [], 0
     for start in range(0, len(score), group_size):
@@ -81,14 +91,15 @@ def pair_up(score: Tensor, keep: Tensor, group_size: int, *, top: int | None = N
         lose.append(worst[fit])
         weight.append((gap + 1 - gap[fit].mean())[fit] if top is not None else torch.ones_like(gap[fit]))
         group.append(torch.full_like(best[fit], start // group_size))
+    of_group = torch.cat(group) if group else torch.zeros(0, dtype=torch.int64, device=score.device)
+    std = group_moments(score, group_size, keep)[1].to(score.dtype)
+    typical = pooled(peers or Alone(), std[torch.unique(of_group)])[0].mean() if top is not None else None
     if not win:
         none = torch.zeros(0, dtype=torch.int64, device=score.device)
         return Pairs(none, none, torch.zeros(0, device=score.device), skipped)
     weights = torch.cat(weight)
-    if top is not None:
-        of_group = torch.cat(group)
-        std = group_moments(score, group_size, keep)[1].to(weights.dtype)
-        weights = weights * (std[of_group] + 1 - std[torch.unique(of_group)].mean())
+    if typical is not None:
+        weights = weights * (std[of_group] + 1 - typical.to(std))
     return Pairs(torch.cat(win), torch.cat(lose), weights, skipped)
 
 
@@ -173,7 +184,7 @@ class DPO(Agent):
         else:
             found = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
             top = self.top if self.pairs == "top_n" else None
-            chosen = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap)
+            chosen = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap, peers=self.peers)
             self.stats = found.stats | {"pairs": float(len(chosen.win)), "pairs_skipped": float(chosen.skipped)}
             win, lose = rollout["x0"][chosen.win], rollout["x0"][chosen.lose]
             context, weight = chosen.win, chosen.weight
@@ -225,10 +236,10 @@ class DPO(Agent):
 
     def after_update(self) -> None:
         super().after_update()
-        if not self._seen:
-            return
-        margin = torch.cat(self._seen)
+        margin = pooled(self.peers, torch.cat(self._seen) if self._seen else torch.zeros(0))[0]
         self._seen.clear()
+        if not len(margin):
+            return
         now = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "weight": 1.0}
         self._smooth = {k: _SMOOTHING * held + (1 - _SMOOTHING) * now[k] for k, held in self._smooth.items()}
 

@@ -146,7 +146,9 @@ class FlowGRPO(Agent):
         return replace(self._plan, window=(drawn, self.window))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        found = assess(
+            rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine, peers=self.peers
+        )
         advantage = found.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
         kept = (found.keep & (advantage != 0)).nonzero().flatten()
         self.stats = found.stats | {"samples_without_advantage": float(found.keep.sum()) - len(kept)}
@@ -156,7 +158,8 @@ class FlowGRPO(Agent):
             self.policy.sync("default", "old")  # `old` remembers who sampled, for the updates after the first
         sample = kept.repeat_interleave(length)
         step = torch.arange(start, start + length, device=kept.device).repeat(len(kept))
-        part = torch.arange(len(kept), device=kept.device) % self.updates_per_iteration
+        before = sum(self.peers.gather(len(kept))[: self.peers.rank])
+        part = (before + torch.arange(len(kept), device=kept.device)) % self.updates_per_iteration
         return make_rows(
             rollout.select("latents", "t", "log_prob", "cond"),
             sample,
@@ -169,7 +172,7 @@ class FlowGRPO(Agent):
         for _ in range(self.epochs):
             for part in range(self.updates_per_iteration):
                 chosen = rows[rows["part"] == part]
-                if len(chosen):
+                if len(chosen) or not self.peers.alone:  # the other processes' part of this number may hold some
                     yield chosen
 
     def loss(self, batch: TensorDict) -> TensorDict:

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from srgym.agents.peers import Alone, Peers, pooled
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["Assessment", "Combine", "GroupFilter", "assess", "group_advantage", "group_moments", "optimality"]
@@ -190,6 +191,7 @@ def assess(
     std: str = "group",
     filter: GroupFilter | None = None,
     combine: Combine | None = None,
+    peers: Peers | None = None,
 ) -> Assessment:
     """Compare the samples of each group.
 
@@ -198,6 +200,7 @@ def assess(
 
     Args:
         rollout: TensorDict [N] with `reward`, `group` and, where there are, `valid` and `components`.
+        peers: the processes that hold the batch's other groups.
 
     Raises:
         ValueError: if groups aren't contiguous.
@@ -214,7 +217,7 @@ def assess(
     poor = (count < 2) | (2 * count < group_size)
     dull = torch.zeros_like(poor) if filter is None else filter.drops(reward, group_size, valid) & ~poor
     keep = valid & ~(poor | dull).repeat_interleave(group_size)
-    advantage = group_advantage(score, group_size, valid, std=std)
+    advantage = _advantage(score, group_size, valid, std, peers or Alone())
     stats = {
         "groups": float(len(count)),
         "groups_invalid": float(poor.sum()),
@@ -222,6 +225,13 @@ def assess(
         "samples_invalid": float((~valid).sum()),
     }
     return Assessment(score, torch.where(keep, advantage, 0.0), keep, stats)
+
+
+def _advantage(score: Tensor, group_size: int, valid: Tensor, std: str, peers: Peers) -> Tensor:
+    if std != "batch" or peers.alone:
+        return group_advantage(score, group_size, valid, std=std)
+    scores, own = pooled(peers, score)
+    return group_advantage(scores, group_size, pooled(peers, valid)[0], std=std)[own].to(score.device)
 
 
 def from_config(kind: Any, value: Any) -> Any:

@@ -104,8 +104,12 @@ class REFL(Agent):
     def _estimate(self, x: Tensor, cond: TensorDict, times: Tensor, last: Tensor) -> Tensor:
         """ReFL: to step `last` (int64 [B], each sample its own) without gradient, then the clean estimate with it."""
         with torch.no_grad():
-            for i in range(int(last.max())):
+            # Where the policy is split between processes, a sample goes on without need, to keep step with the others'.
+            for i in range(self.steps - 1 if self.peers.sharded else int(last.max())):
                 going = (i < last).nonzero().flatten()
+                if not len(going):
+                    self._velocity(x[:1], times[i].expand(1), cond[:1])
+                    continue
                 t, t_next = (u.expand(len(going)) for u in (times[i], times[i + 1]))
                 x = x.index_copy(0, going, euler_step(self._velocity(x[going], t, cond[going]), x[going], t, t_next))
         t = times[last]

@@ -3,6 +3,7 @@
 Nothing heavy is imported before the settings are checked.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -89,7 +90,8 @@ def _tell(
 
 
 def _refuse(message: str, code: int = 2) -> int:
-    print(f"srgym: {message}", file=sys.stderr)
+    among = f" [process {os.environ.get('RANK', '?')}]" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    print(f"srgym{among}: {message}", file=sys.stderr)
     return code
 
 

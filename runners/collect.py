@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from srgym.agents.base import Need
+from srgym.agents.peers import Alone
 from srgym.policies.base import FlowPolicy, Sampling, repeat
 from srgym.policies.noise import derive_seeds
 
@@ -92,13 +93,14 @@ def _score(task: "SRTask", context: Any, batch: TensorDict) -> TensorDict:
 
 def rows_anyway(agent: "Agent", rollout: TensorDict) -> TensorDict:
     """Rows of a rollout whose groups were all left out: with made-up scores, for forwards that weigh nothing."""
-    stats = agent.stats
+    stats, peers = agent.stats, agent.peers
     made = rollout.copy()
     made["reward"] = torch.arange(len(rollout), device=rollout["reward"].device).remainder(2).float()
     made["valid"] = torch.ones_like(rollout["valid"])
     made["components"] = rollout["components"].apply(lambda _: made["reward"])
+    agent.peers = Alone()  # the others aren't doing this
     rows = agent.prepare(made)
-    agent.stats = stats
+    agent.stats, agent.peers = stats, peers
     return rows
 
 

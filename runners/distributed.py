@@ -11,13 +11,16 @@ Two ways, by `runner.parallel`:
   backward pass, as DistributedDataParallel does, would gain nothing; and a process whose groups were all filtered out
   just adds nothing to the sum.
 - `fsdp`: PyTorch's FSDP2 (`fully_shard`) splits the transformer, block by block, for a base that doesn't fit one GPU.
+
+A process that ends, or doesn't answer for `runner.patience` seconds, ends the others too, with `LostProcess`.
 """
 
 import gc
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,7 +29,15 @@ from torch import Tensor, nn
 
 from srgym.policies.base import FlowPolicy
 
-__all__ = ["World", "agree", "like", "shard", "unshard", "whole"]
+__all__ = ["LostProcess", "World", "agree", "like", "shard", "unshard", "whole"]
+
+_FOREVER = timedelta(days=365)
+
+
+class LostProcess(Exception):
+    """Another process of the run ended, or stopped answering; the command ends with exit code 1."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -36,25 +47,35 @@ class World:
     Attributes:
         rank, size: which process this is, of how many.
         sharded: whether the policy is split between them, so that all must take part in every forward.
+        patience: seconds that one waits for the others.
+        slow: the group in which they wait for as long as it takes.
     """
 
     rank: int = 0
     size: int = 1
     sharded: bool = False
+    patience: float = 0.0
+    slow: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def start(cls, device: torch.device | str = "cpu") -> "World":
-        """Join the processes that the environment names; alone where it names none."""
+    def start(cls, device: torch.device | str = "cpu", patience: float = 900.0) -> "World":
+        """Join the processes that the environment names; alone where it names none.
+
+        Raises:
+            ValueError: if the processes can't have a GPU each.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         import torch.distributed as dist
 
+        device = torch.device(device)
+        if device.type == "cuda":
+            _take_gpu(device)
         if not dist.is_initialized():
-            if torch.device(device).type == "cuda":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=patience))
+        slow = dist.new_group(backend="gloo", timeout=_FOREVER)
+        return cls(dist.get_rank(), size, patience=patience, slow=slow)
 
     @property
     def main(self) -> bool:
@@ -101,6 +122,21 @@ class World:
         """Wait for every process."""
         self.gather(None)
 
+    def wait(self) -> None:
+        """Wait for every process, however long one of them has work that the others have no part in."""
+        if not self.alone:
+            torch.distributed.barrier(group=self.slow)
+
+    def lost(self, error: Exception) -> LostProcess | None:
+        """What to raise for an error of the messages between processes; None for any other."""
+        told = f"{type(error).__name__} {error}".lower()
+        if self.alone or not any(word in told for word in ("gloo", "nccl", "distnetwork", "distbackend", "diststore")):
+            return None
+        return LostProcess(
+            f"process {self.rank} of {self.size} lost the others: one of them ended (its own message says why), or "
+            f"gave no answer for runner.patience={self.patience:g} s. The same command goes on from the last checkpoint"
+        )
+
     def close(self) -> None:
         """Leave the others, at the end, when nothing that was split is in use any more."""
         if self.alone:
@@ -116,11 +152,17 @@ class World:
         """This process's part of an iteration's contexts [G]; a context's whole group is drawn and learnt from here.
 
         Raises:
-            ValueError: if there are fewer contexts than processes.
+            ValueError: if there are fewer contexts than processes, or the processes of a split policy would have
+                different numbers of them, and so of forwards.
         """
         if len(contexts) < self.size:
             raise ValueError(
                 f"runner.contexts={len(contexts)} can't be shared by {self.size} processes: expected at least one each"
+            )
+        if self.sharded and len(contexts) % self.size:
+            raise ValueError(
+                f"runner.contexts={len(contexts)} can't be shared evenly by {self.size} processes, as runner.parallel="
+                f"fsdp must: expected a multiple of {self.size}"
             )
         return contexts[len(contexts) * self.rank // self.size : len(contexts) * (self.rank + 1) // self.size]
 
@@ -150,13 +192,15 @@ class World:
         """
         count = 0 if rows is None else len(rows)
         counts = self.gather(count)
+        if not sum(counts):
+            return
         rounds = -(-max(counts) // size) if self.sharded else -(-count // size)
         for start in range(0, rounds * size, size):
             if rows is not None and start < count:
                 part = rows[start : start + size]
                 yield part, len(part) / sum(counts)
             else:
-                filler = rows if rows is not None else spare
+                filler = rows if rows is not None and count else spare
                 assert filler is not None
                 yield filler[:1], 0.0
 
@@ -176,6 +220,22 @@ class World:
         dist.all_reduce(flat)
         for parameter, grad in zip(tensors, torch.split(flat, [p.numel() for p in tensors]), strict=True):
             parameter.grad = grad.view_as(parameter).to(parameter.dtype)
+
+
+def _take_gpu(device: torch.device) -> None:
+    """Let this process work on the GPU of its number among its machine's processes."""
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if device.index is not None:
+        raise ValueError(
+            f"runner.device={device} would put all processes on one GPU: expected cuda or auto, by which each takes "
+            "its own"
+        )
+    if local >= there:
+        raise ValueError(
+            f"process {local} of this machine finds {there} GPU(s): start at most {there} processes a machine "
+            f"(torchrun --nproc-per-node {there})"
+        )
+    torch.cuda.set_device(local)
 
 
 def _device() -> torch.device:
@@ -251,6 +311,16 @@ def unshard(policy: FlowPolicy, main: bool) -> None:
 
 
 def agree(told: Sequence[Mapping[str, Any]]) -> tuple[float, bool, int | None]:
-    """(seconds, finished, signal) that all processes go on with, from what each of them sees."""
+    """(seconds, finished, signal) that all processes go on with, from what each of them sees.
+
+    Raises:
+        ValueError: if they aren't at the same iteration.
+    """
+    iterations = [each["iteration"] for each in told]
+    if len(set(iterations)) > 1:
+        raise ValueError(
+            f"the processes are at iterations {iterations} and must be at the same: is out= a folder that all of them "
+            "see?"
+        )
     signals = [each["signal"] for each in told if each["signal"] is not None]
     return max(each["seconds"] for each in told), any(each["finished"] for each in told), next(iter(signals), None)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered between two iterations."""
+"""Ctrl-C, SIGTERM and SIGUSR1 (a SLURM job's time is nearly over), answered between two iterations."""
 
 import contextlib
 import signal
@@ -39,8 +39,11 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[StopSignal]:
-    """Turn the first SIGINT or SIGTERM into a flag that the loop reads; a second one acts at once.
+def listening(insistent: bool = True) -> Iterator[StopSignal]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag that the loop reads; a second one acts at once.
+
+    Args:
+        insistent: False lets further ones pass, where a launcher passes on a signal that came to all processes anyway.
 
     Outside the main thread, where Python takes no handlers, the flag never rises.
     """
@@ -48,7 +51,7 @@ def listening() -> Iterator[StopSignal]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
     def restore() -> None:
@@ -56,8 +59,9 @@ def listening() -> Iterator[StopSignal]:
             signal.signal(kind, handler)
 
     def raise_flag(number: int, frame: FrameType | None) -> None:
-        stop.number = number
-        restore()
+        stop.number = stop.number or number
+        if insistent:
+            restore()
 
     for kind in kinds:
         signal.signal(kind, raise_flag)

@@ -91,7 +91,8 @@ class Runner:
         self.iteration, self.updates, self.images, self.skipped = 0, 0, 0, 0
         self._evaluated: int | None = None
         self._spent, self._started = 0.0, time.monotonic()
-        self._agreed = (0.0, False)
+        self._agreed, self._elsewhere = (0.0, False), {"forwards": 0.0, "flops": 0.0}
+        agent.peers = self.world
         self._queue: deque[Future[Any]] = deque()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -115,19 +116,20 @@ class Runner:
         """What was spent so far: iterations, optimiser updates, images scored, seconds, forwards and model FLOPs."""
         return {
             "iterations": self.iteration, "updates": self.updates, "images": self.images,
-            "seconds": self.seconds, "forwards": self.meter.forwards, "flops": self.meter.flops,
+            "seconds": self.seconds, "forwards": self.meter.forwards + int(self._elsewhere["forwards"]),
+            "flops": self.meter.flops + self._elsewhere["flops"],
         }  # fmt: skip
 
     def learn(self) -> dict[str, float]:
         """Run until the budget is spent, and return `cost`.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM, once everything is saved.
+            Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
             ValueError: if the loss stays non-finite.
         """
         self._started = time.monotonic()
         display = None if self._quiet else Display(self.name)
-        with listening() as stop, self._working():
+        with listening(insistent=self.world.alone) as stop, self._working():
             self._agree(None)
             try:
                 if not self.iteration:
@@ -146,10 +148,18 @@ class Runner:
 
     def _agree(self, signal: int | None) -> int | None:
         """The signal that any process got; and from here on all see the same time and the same end."""
-        told = self.world.gather({"seconds": self.seconds, "finished": self.agent.finished, "signal": signal})
+        if self.world.alone:
+            return signal
+        told = self.world.gather(
+            {"seconds": self.seconds, "finished": self.agent.finished, "signal": signal, "iteration": self.iteration}
+        )
         seconds, finished, agreed = agree(told)
         self._agreed = (seconds, finished)
         return agreed
+
+    def _count_elsewhere(self) -> None:
+        own = {"forwards": self.meter.forwards, "flops": self.meter.flops}
+        self._elsewhere = {name: total - own[name] for name, total in self.world.sum(own).items()}
 
     def _finish(self) -> None:
         self._log(self._evaluate())  # nothing where the last iteration knew that it was the last
@@ -181,11 +191,13 @@ class Runner:
         self.images += sum(self.world.gather(len(rollout)))
         logged = statistics(self.world.scores(rollout))
         rows = self.agent.prepare(rollout)
-        logged |= {f"agent/{name}": float(value) for name, value in self.agent.stats.items()}
-        logged["agent/rows"] = float(len(rows))
+        counted = {name: float(value) for name, value in self.agent.stats.items()} | {"rows": float(len(rows))}
+        logged |= {f"agent/{name}": value for name, value in self.world.sum(counted).items()}
         logged |= self._learn(rows, rollout)
         self.agent.after_iteration()
         self.iteration += 1
+        if not self.world.alone:
+            self._count_elsewhere()
         logged |= {f"cost/{name}": value for name, value in self.cost.items() if name != "iterations"}
         logged["cost/iteration_seconds"] = time.monotonic() - before
         self._after(logged, rollout, display)
@@ -223,7 +235,8 @@ class Runner:
             spare = rows_anyway(self.agent, rollout)
         batches = iter(self.agent.batches(rows)) if len(rows) else iter(())
         while self.world.any((batch := next(batches, None)) is not None):
-            logged |= self._update(batch, spare)
+            if self.world.any(batch is not None and len(batch) > 0):
+                logged |= self._update(batch, spare)
         return logged
 
     def _update(self, rows: TensorDict | None, spare: TensorDict) -> dict[str, float]:
@@ -297,7 +310,7 @@ class Runner:
         values = {
             "stage": self.name, "iteration": self.iteration, "updates": self.updates, "images": self.images,
             "skipped": self.skipped, "evaluated": self._evaluated, "seconds": self.seconds,
-            "forwards": self.meter.forwards, "flops": self.meter.flops, "contexts_taken": self._sampler.taken,
+            "forwards": self.cost["forwards"], "flops": self.cost["flops"], "contexts_taken": self._sampler.taken,
             "agent": agent_values, "generators": generator_values, "settings": asdict(self.settings),
             "config": self.config,
         }  # fmt: skip
@@ -328,7 +341,8 @@ class Runner:
         self.agent.load_state({**found.tensors.get("agent", {}), **values["agent"]})
         self.iteration, self.updates, self.images = values["iteration"], values["updates"], values["images"]
         self.skipped, self._spent, self._evaluated = values["skipped"], values["seconds"], values.get("evaluated")
-        self.meter.forwards, self.meter.flops = values["forwards"], values["flops"]
+        if self.world.main:  # they are sums over the processes
+            self.meter.forwards, self.meter.flops = values["forwards"], values["flops"]
         self._sampler.taken = values["contexts_taken"]
 
 

@@ -25,6 +25,7 @@ class RunnerSettings:
         threads: torch's threads; None: one a core.
         device: "auto", "cpu", "cuda", ...
         parallel: "ddp" or "fsdp", where several processes share the run (see `srgym.runners.distributed`).
+        patience: seconds that a process waits for the others before it gives them up.
         prefetch: iterations whose contexts are made ahead, in one thread.
         log_every, eval_every, images_every, checkpoint_every: iterations between two; 0: never (a last checkpoint
             and evaluation come at the end anyway).
@@ -48,6 +49,7 @@ class RunnerSettings:
     threads: int | None = None
     device: str = "auto"
     parallel: str = "ddp"
+    patience: float = 900.0
     prefetch: int = 1
     log_every: int = 1
     eval_every: int = 0
@@ -66,8 +68,10 @@ class RunnerSettings:
                 raise ValueError(f"runner.{name} is at least 0, got {getattr(self, name)}")
         if self.lr < 0 or self.clip <= 0:
             raise ValueError(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
-        if self.parallel not in ("ddp", "fsdp"):
-            raise ValueError(f"runner.parallel is ddp or fsdp, got '{self.parallel}'")
+        if self.parallel not in ("ddp", "fsdp") or self.patience <= 0:
+            raise ValueError(
+                f"runner.parallel is ddp or fsdp and runner.patience above 0, got '{self.parallel}' and {self.patience}"
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
         if not 0 <= self.warmup < 1:
@@ -80,8 +84,8 @@ class RunnerSettings:
 
 
 # Keys that may change between the sessions of one run: they don't enter its results, or lengthen it.
-_FREE = ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel", "prefetch",
-         "log_every", "images_every", "checkpoint_every", "keep")  # fmt: skip
+_FREE = ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel", "patience",
+         "prefetch", "log_every", "images_every", "checkpoint_every", "keep")  # fmt: skip
 
 
 def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, path: str = "") -> None:

@@ -50,15 +50,21 @@ class Run:
         """Run all stages and return each one's cost.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM, once everything is saved.
+            Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
+            LostProcess: if another of the run's processes ended.
             ValueError: if the folder holds a run of other settings.
         """
-        self._world = World.start(self._device())
+        self._world = self._join()
         try:
             costs = self._learn()
         except Interrupted:
             self._world.close()
             raise
+        except RuntimeError as error:
+            lost = self._world.lost(error)
+            if lost is None:
+                raise
+            raise lost from error
         self._world.close()  # not after an error: the others may be waiting in the midst of something
         return costs
 
@@ -68,20 +74,20 @@ class Run:
         self._world.barrier()
         costs: dict[str, dict[str, float]] = {}
         for stage in self.config.stages:
-            done = self._done(stage.name)
-            self._world.barrier()
+            done = self._world.gather(self._done(stage.name))[0]
             if done is None and (stage.kind == "train" or self._world.main):
                 done = {"train": self._train, "merge": self._merge, "scorer": self._scorer}[stage.kind](stage)
                 if self._world.main:
                     self._record(stage.name, done)
-            self._world.barrier()
+            self._world.wait()
             costs[stage.name] = done or {}
         return costs
 
-    def _device(self) -> torch.device:
+    def _join(self) -> World:
         from srgym.runners import build
 
-        return build.pick_device(self.config.stages[0].sections["runner"]["device"])
+        section = self.config.stages[0].sections["runner"]
+        return World.start(build.pick_device(section["device"]), section["patience"])
 
     @property
     def policy_folder(self) -> Path:

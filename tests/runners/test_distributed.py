@@ -3,9 +3,11 @@
 import csv
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,36 +20,48 @@ from srgym.runners.collect import rows_anyway
 from srgym.runners.distributed import World, agree, like, whole
 
 # Rollouts and microbatches are cut where a group ends, so that the same products are summed on one process and on two.
-SETTINGS = (
+SETTINGS = [
     "experiment=smoke", "runner.contexts=4", "runner.rollout_batch=4", "runner.microbatch=4", "runner.prefetch=1",
     "runner.images_every=0", "runner.threads=1", "runner.device=cpu", "logger=csv", "heldout=null", "lora.alpha=7",
-)  # fmt: skip
+    "stages.cold_start.runner.iterations=1",
+]  # fmt: skip
+# Full weights are trained in the cold start, which can't be split: that stage says ddp itself.
+FSDP = ["runner.parallel=fsdp", "stages.cold_start.runner.parallel=ddp"]
+LONG = ["stages.cold_start.runner.iterations=5000", "runner.checkpoint_every=0"]
+JOBS: dict[str, dict[str, Any]] = {
+    "alone": {"processes": 1},
+    "ddp": {"processes": 2},
+    "stopped": {"processes": 2, "settings": [*FSDP, "stages.reinforce.runner.iterations=1"]},
+    # As if "stopped" had ended in the midst of its last stage but one.
+    "fsdp": {
+        "processes": 2,
+        "settings": FSDP,
+        "forget": ["stages/reinforce/policy/policy.json", "stages/merged/policy/policy.json"],
+    },
+    "grpo": {"processes": 1, "settings": ["agent=flow_grpo", "agent.std=batch", "agent.group_size=3"]},
+    "grpo_ddp": {"processes": 2, "settings": ["agent=flow_grpo", "agent.std=batch", "agent.group_size=3"]},
+    "killed": {"processes": 2, "settings": LONG, "signal": [1, signal.SIGKILL]},
+    "silent": {"processes": 2, "settings": [*LONG, "runner.patience=3"], "signal": [1, signal.SIGSTOP]},
+    "told": {"processes": 2, "settings": LONG, "signal": [1, signal.SIGUSR1]},
+}
 
 
-def train(out, processes, *settings):
-    """`srgym train` on so many processes, as torchrun starts them; returns their outputs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "srgym", "train", *SETTINGS, f"out={out}", *settings]
-    started = []
-    for rank in range(processes):
-        told = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": processes,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        alone = {} if processes == 1 else {key: str(value) for key, value in told.items()}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **alone}
-        started.append(
-            subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        )
-    outputs = [process.communicate(timeout=240)[0] for process in started]
-    for process, output in zip(started, outputs, strict=True):
-        assert process.returncode == 0, output
-    return outputs
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All jobs, done in one process that forks the others: their folders, exit codes and outputs."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {name: root / ("fsdp" if name == "stopped" else name) for name in JOBS}
+    jobs = [
+        {**job, "out": str(folders[name]), "settings": [*SETTINGS, *job.get("settings", [])]}
+        for name, job in JOBS.items()
+    ]
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("distributed_worker.py")), json.dumps(jobs)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE, text=True, check=True, timeout=280,
+    )  # fmt: skip
+    done = dict(zip(JOBS, json.loads(ran.stdout.splitlines()[-1]), strict=True))
+    return {name: (folders[name], done[name]["codes"], done[name]["outputs"]) for name in JOBS}
 
 
 def adapters(out, stage="reinforce"):
@@ -60,13 +74,6 @@ def rows(out, stage="reinforce"):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "run"
-    train(out, 1)
-    return out
-
-
 def difference(found, expected):
     """Between two LoRAs as one vector each, relative. (Where a gradient is as small as AdamW's epsilon, one entry alone
     moves by more: there the update is the quotient of two roundings.)"""
@@ -75,30 +82,39 @@ def difference(found, expected):
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_do_what_one_does(alone, tmp_path, parallel):
-    """The split run is stopped after an iteration too, and taken up again from its checkpoint."""
-    out = tmp_path / "run"
-    # Full weights are trained in the cold start, which can't be split: that stage says ddp itself.
-    settings = (f"runner.parallel={parallel}", "stages.cold_start.runner.parallel=ddp")
-    if parallel == "fsdp":
-        train(out, 2, *settings, "stages.reinforce.runner.iterations=1")
-        for stage in ("reinforce", "merged"):
-            (out / "stages" / stage / "policy" / "policy.json").unlink()
-    train(out, 2, *settings)
+@pytest.mark.parametrize("one, two", [("alone", "ddp"), ("alone", "fsdp"), ("grpo", "grpo_ddp")])
+def test_two_processes_do_what_one_does(runs, one, two):
+    """The split run was stopped after an iteration, too, and taken up again from its checkpoint."""
+    (alone, codes, outputs), (out, two_codes, two_outputs) = runs[one], runs[two]
+    assert codes == [0] and two_codes == [0, 0], (outputs, two_outputs)
     for name, expected in adapters(alone).items():
         assert difference(adapters(out)[name], expected) <= 1e-6, name
     for stage in ("cold_start", "reinforce"):
         ours, theirs = rows(out, stage), rows(alone, stage)
         assert len(ours) == len(theirs) > 0
-        for one, other in zip(ours, theirs, strict=True):
-            for key in other:
-                if key.startswith(("loss", "reward/")) and other[key] not in ("", "nan"):
-                    assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-6, abs=1e-7), f"{stage} {key}"
-            assert one["cost/images"] == other["cost/images"]
+        for found, expected in zip(ours, theirs, strict=True):
+            for key in expected:
+                if key.startswith(("loss", "reward/")) and expected[key] not in ("", "nan"):
+                    assert float(found[key]) == pytest.approx(float(expected[key]), rel=1e-6, abs=1e-7), (stage, key)
+                if key.startswith(("agent/groups", "agent/rows", "agent/samples")) or key == "cost/images":
+                    assert found[key] == expected[key], (stage, key)
+            if two != "fsdp":  # split, a process without rows of its own runs forwards that weigh nothing
+                assert float(found["cost/forwards"]) == float(expected["cost/forwards"])
     policy = load(out / "stages" / "merged" / "policy")
     assert policy.predict(torch.rand(1, 3, 8, 8)).shape == (1, 3, 32, 32)
     assert json.loads((out / "run.json").read_text())["complete"] is True
+
+
+@pytest.mark.parametrize("name", ["killed", "silent"])
+def test_a_lost_process_ends_the_others_with_a_sentence(runs, name):
+    _, codes, outputs = runs[name]
+    assert codes[0] == 1 and "[process 0]: process 0 of 2 lost the others" in outputs[0], outputs[0]
+
+
+def test_a_signal_to_any_process_saves_and_stops_all(runs):
+    out, codes, outputs = runs["told"]
+    assert codes == [128 + signal.SIGUSR1] * 2 and all("stopped by SIGUSR1 after saving" in text for text in outputs)
+    assert len(list(out.glob("stages/cold_start/checkpoints/*/manifest.json"))) == 1
 
 
 def test_contexts_are_shared_out_whole():
@@ -107,6 +123,8 @@ def test_contexts_are_shared_out_whole():
     assert torch.equal(torch.cat(shares), contexts) and [len(share) for share in shares] == [2, 2, 3]
     with pytest.raises(ValueError, match="runner.contexts=2 can't be shared by 3 processes"):
         World(0, 3).share(torch.arange(2))
+    with pytest.raises(ValueError, match="runner.contexts=7 can't be shared evenly by 3 .* expected a multiple of 3"):
+        World(0, 3, sharded=True).share(contexts)
 
 
 def test_one_process_is_as_if_there_were_no_others():
@@ -124,11 +142,13 @@ def test_one_process_is_as_if_there_were_no_others():
 
 def test_all_go_on_with_the_same_time_and_end():
     told = [
-        {"seconds": 1.0, "finished": False, "signal": None},
-        {"seconds": 3.0, "finished": True, "signal": 15},
+        {"seconds": 1.0, "finished": False, "signal": None, "iteration": 2},
+        {"seconds": 3.0, "finished": True, "signal": 15, "iteration": 2},
     ]
     assert agree(told) == (3.0, True, 15)
     assert agree(told[:1]) == (1.0, False, None)
+    with pytest.raises(ValueError, match=r"at iterations \[2, 1\]"):
+        agree([told[0], {**told[1], "iteration": 1}])
 
 
 class Told(World):
