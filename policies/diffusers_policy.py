@@ -133,7 +133,7 @@ class DiffusersPolicy(FlowPolicy):
         self.factor: int = self.pipe.vae_scale_factor
         if decode_tile is not None and decode_tile < 8 * self.factor:
             raise ValueError(f"{self.name}: decode_tile is at least {8 * self.factor} pixels, got {decode_tile}")
-        self._rows, self._decode_tile = rows, decode_tile and decode_tile // self.factor
+        self.rows, self._decode_tile = rows, decode_tile and decode_tile // self.factor
         self._scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         self._changed = False
         self._prepare(checkpointing, compiled)
@@ -290,9 +290,9 @@ class DiffusersPolicy(FlowPolicy):
     def _rowwise(
         self, run: Callable[[Tensor, Tensor, TensorDict], Tensor], x: Tensor, t: Tensor, cond: TensorDict
     ) -> Tensor:
-        if torch.is_grad_enabled() or len(x) <= self._rows:
+        if torch.is_grad_enabled() or len(x) <= self.rows:
             return run(x, t, cond)
-        cuts = [slice(i, i + self._rows) for i in range(0, len(x), self._rows)]
+        cuts = [slice(i, i + self.rows) for i in range(0, len(x), self.rows)]
         return torch.cat([run(x[cut], t[cut], cond[cut]) for cut in cuts])
 
     def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:

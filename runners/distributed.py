@@ -250,14 +250,25 @@ def _device() -> torch.device:
 # A policy in pieces
 
 
-def shard(policy: FlowPolicy, device: torch.device | str = "cpu") -> None:
+def shard(policy: FlowPolicy, device: torch.device | str = "cpu", microbatch: int = 1) -> None:
     """Split the core network between the processes, block by block (FSDP2), after its adapters were added.
 
     Gradients come out summed over the processes, and not averaged: the rows' shares add up to one.
 
+    Args:
+        policy: with adapters.
+        device: where the pieces lie.
+        microbatch: rows of one loss at most. Processes may hold different numbers of them and must run equally many
+            forwards, so the policy may not cut them into several.
+
     Raises:
-        ValueError: for a policy without adapters.
+        ValueError: for a policy without adapters, or one that would cut a microbatch.
     """
+    if microbatch > getattr(policy, "rows", microbatch):
+        raise ValueError(
+            f"runner.parallel=fsdp runs every microbatch in one forward: expected runner.microbatch={microbatch} to be "
+            f"at most policy.rows={getattr(policy, 'rows', 0)}; change either"
+        )
     if not policy.has_adapters:
         raise ValueError(
             "runner.parallel=fsdp splits the base under a LoRA: expected lora settings, got lora=null; use "

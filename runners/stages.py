@@ -187,7 +187,7 @@ class Run:
         world = replace(self._world, sharded=settings.parallel == "fsdp" and not self._world.alone)
         policy = self._start(stage)
         if world.sharded:
-            shard(policy, device)
+            shard(policy, device, settings.microbatch)
         policy.to(device)
         agent = build.build_agent(sections["agent"], policy, task)
         heldout = build.build_heldout(settings, sections["env"], self.config.tree.get("heldout"), reward, seed)

@@ -16,8 +16,9 @@ from tensordict import TensorDict
 
 from srgym.agents import DiffusionNFT
 from srgym.policies import load
+from srgym.policies.compact import CompactPolicy
 from srgym.runners.collect import rows_anyway
-from srgym.runners.distributed import World, agree, like, whole
+from srgym.runners.distributed import World, agree, like, shard, whole
 
 # Rollouts and microbatches are cut where a group ends, so that the same products are summed on one process and on two.
 SETTINGS = [
@@ -125,6 +126,14 @@ def test_contexts_are_shared_out_whole():
         World(0, 3).share(torch.arange(2))
     with pytest.raises(ValueError, match="runner.contexts=7 can't be shared evenly by 3 .* expected a multiple of 3"):
         World(0, 3, sharded=True).share(contexts)
+
+
+def test_what_cannot_be_split_is_a_sentence(tiny_policy: CompactPolicy):
+    with pytest.raises(ValueError, match="fsdp splits the base under a LoRA: expected lora settings, got lora=null"):
+        shard(tiny_policy)
+    tiny_policy.rows = 8  # as the foundation models' policies have it
+    with pytest.raises(ValueError, match=r"expected runner.microbatch=64 to be at most policy.rows=8"):
+        shard(tiny_policy, microbatch=64)
 
 
 def test_one_process_is_as_if_there_were_no_others():
