@@ -292,7 +292,7 @@ def _inputs(policy: FlowPolicy, rows: int, height: int, width: int) -> tuple[Ten
 
 def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
     """The bytes that each phase needs while it runs, and the operations that an iteration spends in it."""
-    drawn = min(work.samples, work.rollout_batch or work.samples, getattr(policy, "_rows", work.samples))
+    drawn = min(work.samples, work.rollout_batch or work.samples, getattr(policy, "rows", work.samples))
     sampled = _inputs(policy, drawn, height, width)
     rows = min(work.microbatch, max(round(work.samples * max(work.times, 1)), 1))
     x, t, cond = _inputs(policy, rows, height, width)

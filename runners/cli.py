@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": "check this machine and say what to do",
     "merge": "add a LoRA to the weights of a policy",
     "serve": "serve a reward over HTTP",
+    "launch": "write a SLURM job that trains: srgym launch slurm nodes=2 gpus=8 experiment=oars_qwen",
 }
 
 

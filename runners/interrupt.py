@@ -60,7 +60,7 @@ def listening(insistent: bool = True) -> Iterator[StopSignal]:
 
     def raise_flag(number: int, frame: FrameType | None) -> None:
         stop.number = stop.number or number
-        if insistent:
+        if insistent and number != signal.SIGUSR1:  # no one who wants an end at once sends that
             restore()
 
     for kind in kinds:
