@@ -55,15 +55,23 @@ def _sharpen(image: Tensor, amount: float) -> Tensor:
     return (image + amount * (image - smooth)).clamp(0, 1)
 
 
+def _tint(colour: Tensor, size: torch.Size) -> Tensor:
+    """Blotches of colour that leave luma alone: blue and red differences [1, 2, h, w] to [1, 3, H, W]."""
+    blue, red = F.interpolate(colour, size=size, mode="bicubic").unbind(1)
+    return torch.stack([red, -(0.299 * red + 0.114 * blue) / 0.587, blue], 1)
+
+
 def _fakes(image: Tensor, name: str, noise: Noise) -> list[tuple[str, Tensor]]:
     """Manipulations of one image [1, 3, H, W], of strengths that the noise draws."""
-    u = [float(noise.uniform()) for _ in range(4)]
+    u = [float(noise.uniform()) for _ in range(5)]
     grain = noise.normal(image.shape[1:])
     coarse = F.interpolate(noise.normal((3, image.shape[2] // 2, image.shape[3] // 2)), scale_factor=2.0)
+    tint = _tint(noise.normal((2, image.shape[2] // 8, image.shape[3] // 8)), image.shape[-2:])
     small = F.interpolate(image, scale_factor=1 / (1.2 + 1.8 * u[2]), mode="bilinear", antialias=True)
     return [
         (f"{name}, over-sharpened", _sharpen(image, 0.4 + 2.6 * u[0])),
         (f"{name}, noise", (image + (0.01 + 0.07 * u[1]) * (grain if u[3] < 0.5 else coarse)).clamp(0, 1)),
+        (f"{name}, tinted", (image + (0.01 + 0.04 * u[4]) * tint).clamp(0, 1)),
         (f"{name}, blurred", F.interpolate(small, size=image.shape[-2:], mode="bicubic").clamp(0, 1)),
     ]
 

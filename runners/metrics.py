@@ -62,9 +62,13 @@ class Metric:
 _UNITS = {"psnr_y": "dB", "psnr_chroma": "dB"}
 _COLOURS = {
     **dict.fromkeys(("psnr_y", "ssim_y", "ms_ssim"), "Y of BT.601, studio swing"),
-    "psnr_chroma": "CbCr of BT.601, full swing", "niqe": "Y of YCbCr", "appearance": "Y of BT.601, full swing",
+    "psnr_chroma": "CbCr of BT.601, full swing", "niqe": "Y of YCbCr",
+    "appearance": "Y, B - Y and R - Y of BT.601, full swing",
 }  # fmt: skip
-_VARIANTS = {"psnr_chroma": "peak 1, no crop, capped at 100 dB", "appearance": "windows of 16 pixels, 3 octaves"}
+_VARIANTS = {
+    "psnr_chroma": "peak 1, no crop, capped at 100 dB",
+    "appearance": "windows of 16 pixels, 3 octaves of luma and 2 of colour",
+}
 
 
 def _appearance(sr: Tensor, hr: Tensor) -> Tensor:

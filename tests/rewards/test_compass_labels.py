@@ -100,3 +100,13 @@ def test_appearance_falls_with_every_defect_and_forgives_a_shift():
     for window in (12, None):
         worse = [appearance(image, truth, window=window).item() for image in (blurred, noisy, sharpened)]
         assert max(worse) < appearance(shifted, truth, window=window).item() - 0.01
+
+
+def test_appearance_sees_tints_that_luma_does_not_have():
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    grey = (luma * picture()).sum(1, keepdim=True).expand(1, 3, 96, 96)
+    wave = 0.05 * torch.sin(torch.arange(96.0) / 2).expand(96, 96)
+    tinted = grey + torch.stack([wave, -0.299 / 0.587 * wave, torch.zeros(96, 96)])
+    torch.testing.assert_close((luma * tinted).sum(1), (luma * grey).sum(1))
+    for window in (12, None):
+        assert appearance(tinted, grey, window=window).item() < 0.9
