@@ -68,7 +68,7 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
         prompts: True for the source's own prompts, a text for the same everywhere, False for none.
         invalid_reward: told instead of NaN where there is no score.
         device: where rewards are computed.
-        render_mode: "rgb_array" (LR | SR | HR side by side) or None.
+        render_mode: "rgb_array" (LR | SR | HR side by side, and the reward's map of faults if it has one) or None.
 
     Raises:
         Incompatible: when the reward needs what the source doesn't give.
@@ -124,13 +124,15 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
         return self._observation(self._context), reward, True, False, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """The episode as one frame: LR | SR | HR; SR is grey before the step. None without a render mode."""
+        """The episode as one frame: LR | SR | HR | the reward's map; grey before the step. None without a mode."""
         if self.render_mode is None:
             return None
         if self._context is None:
             raise ResetNeeded("there is nothing to render: expected reset() before render()")
         hr = None if self._context.hr is None else self._context.hr[0]
-        return panels(self._context.lr[0], self._sr, hr, self.task.scale)
+        mapped = self.task.reward.has_map
+        fault = self.task.map(self._context, self._sr[None])[0] if mapped and self._sr is not None else None
+        return panels(self._context.lr[0], self._sr, hr, self.task.scale, fault=fault, mapped=mapped)
 
     def _observation(self, context: Context) -> Any:
         image = pixels(context.lr[0])

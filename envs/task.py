@@ -126,6 +126,18 @@ class SRTask:
         Raises:
             ValueError: when the number of images isn't a multiple of B, or their size isn't that of LR times scale.
         """
+        return self.reward(sr, **self._beside(context, sr, group), **made)
+
+    def map(self, context: Context, sr: Tensor) -> Tensor:
+        """Where the reward finds SR images bad: [B * K, 1, H, W] in [0, 1]; arguments and errors as `score`.
+
+        Raises:
+            Incompatible: for a reward that has no map (`task.reward.has_map` tells).
+        """
+        return self.reward.map(sr, **self._beside(context, sr, None))
+
+    def _beside(self, context: Context, sr: Tensor, group: Tensor | None) -> dict[str, Any]:
+        """What is known of each SR image, as a reward's arguments."""
         count = len(context)
         sides = (context.lr.shape[2] * self.scale, context.lr.shape[3] * self.scale)
         if sr.ndim != 4 or not len(sr) or len(sr) % count or tuple(sr.shape[1:]) != (3, *sides):
@@ -143,16 +155,14 @@ class SRTask:
         def texts(values: list[Any] | None) -> list[Any] | None:
             return None if values is None else [value for value in values for _ in range(each)]
 
-        return self.reward(
-            sr,
-            lr=rows(context.lr),
-            hr=rows(context.hr),
-            degradation=texts(context.degradation),
-            prompt=texts(context.prompt),
-            index=rows(context.index),
-            group=group.to(sr.device),
-            **made,
-        )
+        return {
+            "lr": rows(context.lr),
+            "hr": rows(context.hr),
+            "degradation": texts(context.degradation),
+            "prompt": texts(context.prompt),
+            "index": rows(context.index),
+            "group": group.to(sr.device),
+        }
 
 
 def _stacked(images: list[Tensor | None]) -> Tensor | None:

@@ -134,17 +134,19 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
         return observation, rewards, everyone, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
-        """A frame a row: LR | SR | HR; SR is grey before the step. None without a render mode."""
+        """A frame a row: LR | SR | HR | the reward's map; grey before the step. None without a render mode."""
         if self.render_mode is None:
             return None
         if self._context is None:
             raise ResetNeeded("there is nothing to render: expected reset() before render()")
-        frames = []
+        frames, mapped = [], self.task.reward.has_map
+        faults = self.task.map(self._context, self._sr) if mapped and self._sr is not None else None
         for row in range(self.num_envs):
             group = row // self.group_size
             hr = None if self._context.hr is None else self._context.hr[group]
             sr = None if self._sr is None or not self._done[group] else self._sr[row]
-            frames.append(panels(self._context.lr[group], sr, hr, self.task.scale))
+            fault = None if faults is None or sr is None else faults[row]
+            frames.append(panels(self._context.lr[group], sr, hr, self.task.scale, fault=fault, mapped=mapped))
         return tuple(frames)
 
     def _draw(self, groups: _Flags, index: npt.ArrayLike | None) -> None:

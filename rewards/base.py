@@ -105,6 +105,34 @@ class Reward:
             _stop_gradient_of_invalid(seen, output.valid)
         return output
 
+    @property
+    def has_map(self) -> bool:
+        """Whether it can say where an image is bad: its callable has a method `map`."""
+        return callable(getattr(self.score, "map", None))
+
+    @torch.no_grad()
+    def map(self, sr: Tensor, **context: Any) -> Tensor:
+        """Where SR images [B, 3, H, W] are bad: float32 [B, 1, H, W] in [0, 1], 1 the worst.
+
+        Args:
+            context: as when scoring; the reward's `map` is handed what it names.
+
+        Raises:
+            Incompatible: for a reward that has no map. ValueError: for a map of another shape.
+        """
+        if not self.has_map:
+            raise Incompatible(f"reward '{self.name}' has no map of faults; 'finpercep' has one")
+        kinds = inspect.signature(self.score.map).parameters.values()  # type: ignore[attr-defined]
+        takes_all, named = any(p.kind is p.VAR_KEYWORD for p in kinds), {p.name for p in kinds}
+        wanted = {k: _to_float32(v) for k, v in context.items() if v is not None and (takes_all or k in named)}
+        with full_precision(sr.device):
+            fault = self.score.map(sr.float().nan_to_num(0.0), **wanted)  # type: ignore[attr-defined]
+        if tuple(fault.shape) != (len(sr), 1, *sr.shape[-2:]):
+            raise ValueError(
+                f"{self._function()}: expected a map of shape {[len(sr), 1, *sr.shape[-2:]]}, got {list(fault.shape)}"
+            )
+        return torch.as_tensor(fault).float().clamp(0, 1)
+
     def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
             raise ValueError(f"{self.name}: expected sr as float [B, 3, H, W], got {sr.dtype} {tuple(sr.shape)}")

@@ -43,6 +43,8 @@ class Sum:
 
     def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float], normalise: str = "none") -> None:
         self.parts, self.weights, self.normalise = dict(parts), dict(weights), normalise
+        if any(part.has_map for part in parts.values()):
+            self.map = self._map
 
     def __call__(self, sr: Tensor, group: Tensor | None = None, **context: Any) -> dict[str, Tensor]:
         """Images [B, 3, H, W] and whatever context the parts name to `total`, `valid` and components, all [B]."""
@@ -56,6 +58,11 @@ class Sum:
             components[name] = output.total
             components |= {f"{name}/{key}": value for key, value in output.components.items()}
         return {**components, "total": total, "valid": valid}
+
+    def _map(self, sr: Tensor, **context: Any) -> Tensor:
+        """[B, 1, H, W]: at each place what the worst of the parts' maps says."""
+        maps = [part.map(sr, **context) for part in self.parts.values() if part.has_map]
+        return torch.stack(maps).amax(0)
 
 
 def make_sum(sum: Mapping[str, Any], normalise: str = "none", name: str = "sum", **unknown: Any) -> Reward:

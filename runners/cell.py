@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from srgym.rewards.base import Reward
 from srgym.runners.cells import write_json
 from srgym.runners.config import RunConfig, StageConfig, compose, resolve
-from srgym.runners.evaluate import draw, evaluate, evaluation_record, save_evaluation, spread_indices
+from srgym.runners.evaluate import draw, evaluate, evaluation_record, mapping_reward, save_evaluation, spread_indices
 from srgym.runners.heldout import Heldout, averaged_weights
 from srgym.runners.methods import Samples, baselines
 from srgym.runners.metrics import Metric, make_metrics
@@ -148,11 +149,13 @@ def _evaluate(folder: Path, request: Mapping[str, Any], config: RunConfig, metri
     frame = evaluate(methods, source, metrics, seeds=request["seeds"], limit=request["limit"])
     save_evaluation(frame, evaluation_record(methods, metrics, env=env, contexts=len(source)), folder)
     if request["pictures"]:
-        _draw(folder / "pictures", {"policy": methods["policy"]}, {**env}, request)
+        _draw(folder / "pictures", {"policy": methods["policy"]}, {**env}, request, mapping_reward(metrics))
     return saved
 
 
-def _draw(folder: Path, methods: Mapping[str, Any], env: dict[str, Any], request: Mapping[str, Any]) -> None:
+def _draw(
+    folder: Path, methods: Mapping[str, Any], env: dict[str, Any], request: Mapping[str, Any], reward: Reward | None
+) -> None:
     from srgym.envs import sources
     from srgym.runners.report.panels import to_png
 
@@ -161,11 +164,12 @@ def _draw(folder: Path, methods: Mapping[str, Any], env: dict[str, Any], request
     source = sources.make(env)
     folder.mkdir(exist_ok=True)
     listed = []
-    for i, picture in enumerate(draw(methods, source, spread_indices(len(source), request["pictures"]))):
+    shown = spread_indices(len(source), request["pictures"])
+    for i, picture in enumerate(draw(methods, source, shown, reward=reward)):
         files = {}
         for name, image in picture.items():
             if name != "id":
-                files[name] = f"{i}_{name.lower()}.png"
+                files[name] = f"{i}_{name.lower().replace(', ', '_')}.png"
                 (folder / files[name]).write_bytes(to_png(image))
         listed.append({"id": picture["id"], "files": files})
     write_json(folder / "pictures.json", listed)

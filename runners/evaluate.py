@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from srgym.rewards.base import Reward
 from srgym.runners.methods import as_method
 from srgym.runners.metrics import Metric, check_metrics, make_metrics, metric_rows
 
-__all__ = ["COLUMNS", "Batch", "batches", "draw", "evaluate", "evaluation_record", "read_evaluation", "save_evaluation",
-           "split_id", "spread_indices"]  # fmt: skip
+__all__ = ["COLUMNS", "Batch", "batches", "draw", "evaluate", "evaluation_record", "faulty", "mapping_reward",
+           "read_evaluation", "save_evaluation", "split_id", "spread_indices"]  # fmt: skip
 
 COLUMNS = ("method", "photograph", "crop", "metric", "value", "valid", "seed")
 
@@ -152,11 +153,18 @@ def _score(metrics: Sequence[Metric], contexts: Batch, sr: Tensor, labels: Mappi
 
 @torch.no_grad()
 def draw(
-    methods: Mapping[str, Any], source: Any, indices: Sequence[int], *, seed: int = 0, **sampling: Any
+    methods: Mapping[str, Any],
+    source: Any,
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    reward: Reward | None = None,
+    **sampling: Any,
 ) -> list[dict[str, Any]]:
     """Pictures of some contexts: for each a dict with `id`, `LR`, every method by name, and `HR`, as far as there are.
 
-    Images are [3, H, W] in [0, 1] on the CPU, LR in its own size.
+    Images are [3, H, W] in [0, 1] on the CPU, LR in its own size. With a reward that has a map (see `mapping_reward`),
+    each method is followed by its faults over the greyed image, and their scale, under `faulty(name)`.
     """
     drawn = {name: as_method(method, **sampling) for name, method in methods.items()}
     pictures = []
@@ -164,11 +172,31 @@ def draw(
         images: dict[str, Any] = {"id": contexts.ids[0]}
         if contexts.lr is not None:
             images["LR"] = contexts.lr[0]
-        images |= {name: method(contexts, seed)[0].float().clamp(0, 1).cpu() for name, method in drawn.items()}
+        for name, method in drawn.items():
+            images[name] = method(contexts, seed)[0].float().clamp(0, 1).cpu()
+            if reward is not None:
+                images[faulty(name)] = _with_faults(reward, images[name], contexts)
         if contexts.hr is not None:
             images["HR"] = contexts.hr[0]
         pictures.append(images)
     return pictures
+
+
+def faulty(name: str) -> str:
+    """What the picture of a method's faults is called."""
+    return f"{name}, faults"
+
+
+def mapping_reward(metrics: Sequence[Metric]) -> Reward | None:
+    """The first of the metrics that can say where an image is bad; None where none can."""
+    return next((metric.reward for metric in metrics if metric.reward.has_map), None)
+
+
+def _with_faults(reward: Reward, sr: Tensor, contexts: Batch) -> Tensor:
+    from srgym.envs.rendering import legend, overlay
+
+    fault = reward.map(sr[None], lr=contexts.lr, hr=contexts.hr, degradation=contexts.degradation)[0].cpu()
+    return torch.cat([overlay(sr, fault), legend(sr.shape[-2])], 2)
 
 
 # On disk

@@ -67,12 +67,20 @@ class Heldout:
 
     @torch.no_grad()
     def picture(self, policy: FlowPolicy, agent: "Agent") -> Tensor:
-        """LR | SR | HR of the first contexts, one a row: [3, height, width] in [0, 1]."""
+        """LR | SR | HR of the first contexts, one a row: [3, height, width] in [0, 1].
+
+        A reward that has a map adds a column: its faults over SR, with their scale.
+        """
+        from srgym.envs.rendering import legend, overlay
+
         context = self._task.context(self._indices[: self._pictures])
         sr = self._draw(policy, agent, context).cpu()
         columns = [F.interpolate(context.lr.cpu(), size=sr.shape[-2:], mode="nearest"), sr]
         if context.hr is not None:
             columns.append(context.hr.cpu())
+        if self._task.reward.has_map:
+            columns.append(overlay(sr, self._task.map(context, sr)))
+            columns.append(legend(sr.shape[2]).expand(len(sr), -1, -1, -1))
         rows = torch.cat(columns, dim=3)
         return torch.cat(list(rows), dim=1)
 

@@ -54,7 +54,14 @@ def _env(arguments: list[str]) -> dict[str, Any]:
 
 
 def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Path:
-    from srgym.runners.evaluate import draw, evaluate, evaluation_record, save_evaluation, spread_indices
+    from srgym.runners.evaluate import (
+        draw,
+        evaluate,
+        evaluation_record,
+        mapping_reward,
+        save_evaluation,
+        spread_indices,
+    )
     from srgym.runners.metrics import make_metrics
     from srgym.runners.report import write_evaluation_report
 
@@ -70,7 +77,7 @@ def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Pat
     if settings["save_images"]:
         _save_images(methods, source, folder / "images", settings)
     shown = spread_indices(len(source), max(1, settings["pictures"])) if settings["pictures"] else []
-    pictures = draw(methods, source, shown, seed=seeds[0])
+    pictures = draw(methods, source, shown, seed=seeds[0], reward=mapping_reward(metrics))
     return write_evaluation_report(folder, pictures, dataset=settings["dataset"])
 
 

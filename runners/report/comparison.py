@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from srgym.runners.evaluate import read_evaluation
+from srgym.runners.evaluate import faulty, read_evaluation
 
 __all__ = ["START", "Comparison", "read_comparison", "read_pictures", "save_tables"]
 
@@ -121,6 +121,8 @@ def read_pictures(comparison: Comparison) -> list[dict[str, Any]]:
             if "LR" in files:
                 row.setdefault("LR", _image(place / files["LR"]))
             row.setdefault(str(cell["label"]), _image(place / files["policy"]))
+            if faulty("policy") in files:
+                row.setdefault(faulty(str(cell["label"])), _image(place / files[faulty("policy")]))
             if "HR" in files and picture["id"] not in truths:
                 truths[picture["id"]] = _image(place / files["HR"])
     return [{**row, **({"HR": truths[key]} if key in truths else {})} for key, row in rows.items()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from srgym.runners.evaluate import draw, evaluate, evaluation_record, save_evaluation, spread_indices
+from srgym.runners.evaluate import draw, evaluate, evaluation_record, mapping_reward, save_evaluation, spread_indices
 from srgym.runners.methods import Method, Samples, baselines
 from srgym.runners.metrics import make_metrics
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panels, Text
@@ -80,7 +80,11 @@ def write_oars_report(
     if picture_size and "size" in section:
         source = sources.make({**section, "size": picture_size})
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
-    drawn = draw(shown, source, spread_indices(len(source), min(pictures, len(source)))) if pictures else []
+    drawn = (
+        draw(shown, source, spread_indices(len(source), min(pictures, len(source))), reward=mapping_reward(measured))
+        if pictures
+        else []
+    )
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
     return document.save(run.folder)
 

@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from srgym.runners.evaluate import faulty
 from srgym.runners.report.document import Panel, Panels
 
-__all__ = ["make_panels", "panel", "strip", "to_png"]
+__all__ = ["FAULTS", "make_panels", "panel", "strip", "to_png"]
+
+
+FAULTS = (
+    "Faults: where the reward finds the image bad, from 0 (grey: nothing) to 1 (pale yellow), over the greyed image."
+)
 
 
 def to_png(image: Any) -> bytes:
@@ -34,14 +40,15 @@ def _enlarged(image: Any, height: int) -> Any:
 
 
 def make_panels(pictures: Sequence[Mapping[str, Any]], caption: str = "") -> Panels:
-    """Rows of LR | methods | HR from what `srgym.runners.evaluate.draw` returned."""
-    rows = []
+    """Rows of LR | methods | HR from what `srgym.runners.evaluate.draw` returned; says what colours of faults mean."""
+    rows, mapped = [], False
     for picture in pictures:
         images = {name: image for name, image in picture.items() if name != "id"}
         height = max(image.shape[-2] for image in images.values())
         shown = {name: _enlarged(image, height) if name == "LR" else image for name, image in images.items()}
+        mapped = mapped or any(faulty(name) in images for name in images)
         rows.append((str(picture["id"]), [panel(name, image) for name, image in shown.items()]))
-    return Panels(rows, caption)
+    return Panels(rows, f"{caption} {FAULTS}".strip() if mapped else caption)
 
 
 def strip(panels: Sequence[Panel], gap: int = 6) -> bytes:

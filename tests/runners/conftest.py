@@ -71,6 +71,7 @@ class ToyTask:
     """Contexts of random pixels; the reward is minus the distance to the LR image."""
 
     scale = 1
+    reward = SimpleNamespace(has_map=False)
 
     def __init__(self, size: int = 7) -> None:
         self._size = size

@@ -252,3 +252,34 @@ def test_published_figures_stand_beside_ours_under_their_source(folders, tmp_pat
     assert "published (OARS, table 9)" in text
     for block in text.split("\n\n"):
         assert sum(f"published ({paper}" in block for paper in ("OARS", "RealSR-R1", "FinPercep-RM")) <= 1
+
+
+class Corner:
+    """A reward that finds the upper left quarter bad."""
+
+    def __call__(self, sr):
+        return sr.mean((1, 2, 3))
+
+    def map(self, sr):
+        fault = torch.zeros_like(sr[:, :1])
+        fault[:, :, :8, :8] = 1
+        return fault
+
+
+def test_a_reward_with_a_map_adds_each_methods_faults_and_the_report_explains_them():
+    from srgym import rewards
+    from srgym.envs import sources
+    from srgym.runners.evaluate import draw, faulty, mapping_reward
+    from srgym.runners.metrics import make_metrics
+    from srgym.runners.report.panels import FAULTS, make_panels
+
+    source = sources.make("photographs", split="validation", size=32)
+    upscale = {"nearest": lambda lr: lr.repeat_interleave(4, 2).repeat_interleave(4, 3)}
+    (picture,) = draw(upscale, source, [0], reward=rewards.make(Corner))
+    assert list(picture) == ["id", "LR", "nearest", faulty("nearest"), "HR"]
+    shown = picture[faulty("nearest")]
+    assert shown.shape[1] == 32 and shown.shape[2] > 32
+    assert (shown[0, :8, :8] > 0.85).all() and (shown[0, 8:, :32] == shown[2, 8:, :32]).all()
+    assert FAULTS in make_panels([picture], "Crops.").caption
+    assert FAULTS not in make_panels(draw(upscale, source, [0]), "Crops.").caption
+    assert mapping_reward(make_metrics(["psnr_y"])) is None
