@@ -14,6 +14,7 @@ from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
 from srgym.rewards.base import Reward
+from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.config import compose, resolve
 from srgym.runners.heldout import Heldout
 from srgym.runners.settings import RunnerSettings
@@ -70,8 +71,14 @@ def build_task(env: Mapping[str, Any], reward: Reward, **changes: Any) -> SRTask
 
 
 def build_reward(section: Any) -> Reward:
-    """The reward of a reward section: a name, or a mapping as `srgym.rewards.make` takes it."""
-    return rewards.make(section)
+    """The reward of a reward section, a name or a mapping as `srgym.rewards.make` takes it; what it asks answers.
+
+    Raises:
+        ValueError: if a server that it depends on isn't there, before anything is trained.
+    """
+    reward = rewards.make(section)
+    ensure_ready(reward)
+    return reward
 
 
 def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPolicy:

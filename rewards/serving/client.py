@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 
 from srgym.rewards.serving.breaker import Breaker
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
+from srgym.rewards.serving.readiness import ServerRefused, answering
 from srgym.rewards.serving.server import TOKEN_VARIABLE
 
-__all__ = ["Client", "ServerRefused"]
+__all__ = ["Client", "ServerRefused", "ServersSilent"]
 
 T = TypeVar("T")
 
@@ -27,8 +28,8 @@ _LARGEST_BODY = 4 << 20
 _log = logging.getLogger(__name__)
 
 
-class ServerRefused(ValueError):
-    """A server won't answer such a request however often it's asked: a wrong address, token, model or option."""
+class ServersSilent(ValueError):
+    """Every server has been silent for several batches: going on would collect samples without scores for ever."""
 
 
 class _Fault(Exception):
@@ -94,6 +95,8 @@ class Client:
         backoff: seconds before the first retry; doubled for each further one, and spread by half.
         failures, cooldown: when a replica is left alone, and for how many seconds at first (see `Breaker`).
         structured: send vLLM's `structured_outputs` for questions with a pattern or choices.
+        patience: after how many batches in a row without a single reply to give up, with ServersSilent. Replies that
+            hold no usable score count as replies: a model that answers badly costs samples, and doesn't stop a run.
 
     Attributes:
         stats: how many questions were `asked` and `lost`, and how often each fault was met.
@@ -116,28 +119,41 @@ class Client:
         failures: int = 5,
         cooldown: float = 1.0,
         structured: bool = True,
+        patience: int = 3,
     ) -> None:
-        addresses = [urls] if isinstance(urls, str) else list(urls)
+        addresses = [urls] if isinstance(urls, str) else list(urls or ())
         if not addresses:
             raise ValueError("a client needs the base address of at least one server, got none")
-        if limit < 1 or retries < 0 or timeout <= 0 or deadline <= 0 or backoff < 0:
+        if min(limit, patience) < 1 or retries < 0 or timeout <= 0 or deadline <= 0 or backoff < 0:
             raise ValueError(
-                "a client needs limit >= 1, retries >= 0, timeout > 0, deadline > 0 and backoff >= 0, got "
-                f"{limit}, {retries}, {timeout}, {deadline}, {backoff}"
+                "a client needs limit >= 1, retries >= 0, timeout > 0, deadline > 0, backoff >= 0 and patience >= 1, "
+                f"got {limit}, {retries}, {timeout}, {deadline}, {backoff}, {patience}"
             )
         self._replicas = [_Replica(_address(url), Breaker(failures, cooldown)) for url in addresses]
         self.model, self._token = model, token or os.environ.get(TOKEN_VARIABLE)
         self.limit, self.timeout, self.deadline = limit, timeout, deadline
         self.retries, self.backoff, self.structured = retries, backoff, structured
+        self.patience, self._silent = patience, 0
         self._http = _http_library()
         self._tls = ssl.create_default_context() if any(r.url.startswith("https") for r in self._replicas) else False
         self._lock = threading.Lock()
         self.stats: Counter[str] = Counter()
 
+    def ready(self) -> None:
+        """Look whether servers are there and know the model.
+
+        Raises:
+            ServerRefused: if none is, or one refuses.
+        """
+        answering([replica.url for replica in self._replicas], self.model, self._token, min(self.timeout, 5.0))
+
     def ask(self, questions: Sequence[Question], read: Callable[[Reply], T]) -> list[T | None]:
         """Every question's answer as `read` makes it of a reply (raising BadAnswer), None where there's none.
 
         Takes no longer than `deadline`.
+
+        Raises:
+            ServerRefused, ServersSilent: see `stream`.
         """
         batches = list(self.stream(questions, read))
         return batches[0][1] if batches else []
@@ -154,6 +170,7 @@ class Client:
 
         Raises:
             ServerRefused: when a server turns a request down for good.
+            ServersSilent: behind the groups of the last of `patience` batches that got no reply at all.
         """
         labels = list(groups) if groups is not None else [0] * len(questions)
         if len(labels) != len(questions):
@@ -212,11 +229,23 @@ class Client:
 
     def _account(self, batch: "_Batch") -> None:
         lost = sum(answer is None for answer in batch.answers)
+        silent = lost == len(batch.questions) and not batch.faults["bad answer"] and not batch.left.is_set()
         with self._lock:
-            self.stats.update(batch.faults, asked=len(batch.questions), lost=lost)
-        if lost:
-            causes = ", ".join(f"{count} x {cause}" for cause, count in batch.faults.most_common())
-            _log.warning("%d of %d questions have no answer (%s)", lost, len(batch.questions), causes)
+            self.stats.update({**batch.faults, "asked": len(batch.questions), "lost": lost})
+            self._silent = self._silent + 1 if silent else 0
+            in_a_row = self._silent
+        if not lost:
+            return
+        causes = ", ".join(f"{count} x {cause}" for cause, count in batch.faults.most_common())
+        _log.warning("%d of %d questions have no answer (%s)", lost, len(batch.questions), causes)
+        if in_a_row >= self.patience:
+            where = ", ".join(replica.url for replica in self._replicas)
+            batch.out.put(
+                ServersSilent(
+                    f"no server of the model '{self.model}' has replied to any question of {in_a_row} batches in a row "
+                    f"({where}; {causes}): bring one back, then go on from the last checkpoint with resume=FOLDER"
+                )
+            )
 
     def _session(self) -> Any:
         limits = self._http.Limits(max_connections=self.limit, max_keepalive_connections=self.limit)

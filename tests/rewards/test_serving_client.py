@@ -8,10 +8,9 @@ import json
 import logging
 import random
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,8 +22,6 @@ from srgym.rewards.serving.parsing import parse_scores, score_reply
 from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images, png
 
 FIELDS = {"fidelity": (0.0, 1.0), "q_lr": (1.0, 5.0), "q_sr": (1.0, 5.0)}
-
-Handler = Callable[[Mapping[str, Any], Mapping[str, str]], tuple[int, str] | str]
 
 
 def scores_of(image: bytes) -> dict[str, float]:
@@ -46,73 +43,10 @@ def first_image(body: Mapping[str, Any]) -> bytes:
     return base64.b64decode(url.removeprefix("data:image/png;base64,"), validate=True)
 
 
-class Served:
-    """An HTTP server on this machine; its handler returns (status, body), or "hang" or "reset"."""
-
-    def __init__(self, handler: Handler) -> None:
-        self.handler, self.requests = handler, 0
-        self.most = self.now = 0
-        self.url = ""
-        started = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
-        self.thread.start()
-        started.wait(10)
-
-    async def _serve(self, started: threading.Event) -> None:
-        self.loop, self.closed = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        await self.closed.wait()
-        server.close()
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            while await self._request(reader, writer):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            self.now -= 1
-            writer.close()
-
-    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        self.requests += 1
-        result = self.handler(body, headers)
-        if result == "hang":
-            await reader.read()  # until the client gives up
-            return False
-        if result == "reset":
-            linger = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            return False
-        status, content = result
-        data = content.encode()
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
-        await writer.drain()
-        return True
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.closed.set)
-        self.thread.join(10)
-
-
 @pytest.fixture
-def serve() -> Iterator[Callable[[Handler], Served]]:
-    running: list[Served] = []
-
-    def start(handler: Handler = honest) -> Served:
-        running.append(Served(handler))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.close()
+def serve(start_server: Any) -> Callable[..., Any]:
+    """Starts servers, honest ones unless a handler is given."""
+    return lambda handler=honest: start_server(handler)
 
 
 def questions(count: int, start: int = 0) -> list[Question]:
