@@ -76,8 +76,9 @@ def check(
     Args:
         reward: anything that `make` takes, with its `options`.
         size: of the square pictures, a multiple of 4 up to 280.
-        context: functions by context name that make what the linter can't, such as tags or a mask:
-            `{"tags": lambda specimen: [["cat"]] * len(specimen.sr)}`; `lr`, `hr`, `text`, `group`, `index` are there.
+        context: functions by context name that make what the linter can't, such as a mask, or in another way:
+            `{"mask": lambda specimen: torch.ones_like(specimen.sr[:, :1])}`; `lr`, `hr`, `text` (a reasoned one),
+            `degradation` (a record), `tags`, `group` and `index` are there.
         skip: names of `CHECKS` to leave out.
 
     Raises:

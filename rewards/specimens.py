@@ -13,6 +13,28 @@ __all__ = ["WORSE", "Specimen", "photographs", "specimen", "worse"]
 
 # (file of skimage.data, top, left) of crops that have both texture and plain areas.
 _CROPS = (("astronaut", 40, 120), ("coffee", 60, 180), ("chelsea", 20, 80), ("rocket", 120, 200))
+# What they show, in their order.
+_SHOWN = (("woman", "helmet"), ("cup", "spoon"), ("cat",), ("rocket", "tower"))
+# What was done to all of them, in the form of the degradation's own records.
+_RECORD: dict[str, Any] = {
+    "blur1": {"sigma": 0.4},
+    "resize1": {"factor": 0.25},
+    "noise1": {"kind": "gaussian", "strength": 2.0},
+    "jpeg1": None,
+    "blur2": None,
+    "resize2": None,
+    "noise2": None,
+    "jpeg2": {"quality": 90.0},
+}
+_SECTIONS = (
+    ("degradation", "First blur: light. First resize: heavy. First noise: light gaussian. Second JPEG: light."),
+    ("rough_understand", "A picture of {shown}."),
+    ("rough_image", ""),
+    ("middle_understand", "{shown}, in more detail."),
+    ("middle_image", ""),
+    ("final_understand", "{shown}."),
+    ("final_image", ""),
+)
 _LARGEST = 280
 _SCALE = 4
 
@@ -66,11 +88,19 @@ def specimen(candidates: Tensor, hr: Tensor) -> Specimen:
     context = {
         "lr": lr.repeat_interleave(each, 0),
         "hr": hr.repeat_interleave(each, 0),
-        "text": [f"a photograph of {_CROPS[i % len(_CROPS)][0]}" for i in index.tolist()],
+        "text": [_text(_SHOWN[i % len(_SHOWN)]) for i in index.tolist()],
+        "degradation": [dict(_RECORD) for _ in index.tolist()],
+        "tags": [list(_SHOWN[i % len(_SHOWN)]) for i in index.tolist()],
         "group": index,
         "index": index,
     }
     return Specimen(candidates.flatten(0, 1), context)
+
+
+def _text(shown: tuple[str, ...]) -> str:
+    """What a policy that reasons might write: right about what is shown, and about four of the eight steps."""
+    told = " and ".join(f"a {one}" for one in shown)
+    return "\n".join(f"<{name}>{text.format(shown=told)}</{name}>" for name, text in _SECTIONS)
 
 
 def worse(image: Tensor, kind: str, step: float, seed: int = 0) -> Tensor:

@@ -1,15 +1,17 @@
 """srgym rewards [NAME ...]: list the rewards, or what is known of some.
 
-srgym rewards                 one line a reward
+srgym rewards                 the table; below a reward that has weights, where they come from
 srgym rewards compass dists   everything about two of them
 srgym rewards --json          the table as JSON
-srgym rewards check NAME [reward.key=value ...]
+srgym rewards check NAME [reward.key=value ...] [size=192]
                               run the checks that a reward must pass (shapes, order, batch size, range, gradient);
-                              NAME is a registered name or module:object; the exit code is 1 if one fails
+                              NAME is a registered name, a file of configs/reward, or module:object; the exit code is
+                              1 if one fails
 """
 
 import json
 from difflib import get_close_matches
+from importlib import resources
 from typing import Any
 
 from srgym.rewards.registry import listing
@@ -52,27 +54,46 @@ def _plain(value: Any) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    head = ("name", "needs", "gradient", "range", "licence", "what it is")
+    head = ("name", "needs", "gradient", "range", "better", "licence", "what it is")
     table = [head]
     for row in rows:
         low, high = row["range"]
         gradient = "yes" if row["differentiable"] else "no"
         needs = ",".join(row["needs"]) or "-"
-        table.append((row["name"], needs, gradient, f"{low:g}..{high:g}", row["licence"], row["doc"]))
+        span = f"{low:.3g}..{high:.3g}"
+        table.append((row["name"], needs, gradient, span, row["direction"], row["licence"], row["doc"]))
     widths = [max(len(str(line[i])) for line in table) for i in range(len(head) - 1)]
-    for line in table:
+    for line, weights in zip(table, ["none", *(row["weights"] for row in rows)], strict=True):
         print("  ".join([*(f"{cell!s:<{width}}" for cell, width in zip(line, widths, strict=False)), str(line[-1])]))
+        if weights != "none":
+            print(f"{'':<{widths[0]}}  weights: {weights}")
 
 
 def _check(arguments: list[str]) -> int:
     names = [argument for argument in arguments if "=" not in argument]
     if len(names) != 1:
         raise ValueError(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
-    options = take_values([argument for argument in arguments if "=" in argument], {"reward": {}})[0]["reward"]
-    if ":" not in names[0]:
-        _find(listing(), names[0])  # a misspelt name is refused before torch loads
+    name = names[0]
+    section = _section(name)
+    if section is None and ":" not in name:
+        _find(listing(), name)  # a misspelt name is refused before torch loads
+    known = {"reward": section or {}, "size": 192}
+    taken = take_values([argument for argument in arguments if "=" in argument], known)[0]
+    options = taken["reward"]
     from srgym.rewards.check import check
+    from srgym.rewards.registry import make
+    from srgym.rewards.serving.readiness import ensure_ready
 
-    report = check(names[0], **options)
+    reward = make(name, **options) if section is None else make(options)
+    ensure_ready(reward)
+    report = check(reward, size=int(taken["size"]))
     print(report.table())
     return 0 if report.ok else 1
+
+
+def _section(name: str) -> dict[str, Any] | None:
+    """The file of a reward among the configs, or None."""
+    import yaml
+
+    file = resources.files("srgym.configs").joinpath("reward", f"{name}.yaml")
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if name.isidentifier() and file.is_file() else None

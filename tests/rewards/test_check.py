@@ -1,14 +1,21 @@
 """The linter: the built-in rewards pass, and each of the faults that it is there for is caught and named."""
 
+import io
+import json
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from srgym import Incompatible, rewards
 from srgym.rewards.check import CHECKS, CheckReport, check
-from srgym.rewards.specimens import photographs
+from srgym.rewards.compass_mllm import MLLMScorer
+from srgym.rewards.serving.question import Reply
+from srgym.rewards.specimens import photographs, specimen
+from srgym.runners.cli import main
 
 
 def mae(sr: Tensor, hr: Tensor) -> Tensor:
@@ -35,6 +42,12 @@ def failed(report: CheckReport) -> set[str]:
         {"name": "ms_ssim", "scales": 3},
         "structure_texture",
         "random",
+        "compass",
+        {"name": "compass", "form": "delta_q"},
+        {"name": "compass", "form": "gated"},
+        {"name": "compass", "mode": "full_reference", "fidelity": "structure_texture"},
+        {"name": "realsr_r1", "generation": "structure_texture"},
+        {"sum": {"compass": {"weight": 1.0}, "psnr_y": 0.1}, "normalise": "per_component"},
         {"sum": {"psnr_y": 0.1, "structure_texture": 1.0}, "normalise": "per_component"},
         {"sum": {"psnr_y": 0.1, "ssim_y": 1.0}},
     ],
@@ -182,6 +195,68 @@ def test_pictures_are_photographs() -> None:
 
 
 def test_every_weightless_built_in_is_linted_here() -> None:
-    tested = {"psnr_y", "ssim_y", "ms_ssim", "structure_texture", "random"}
-    mine = {row["name"] for row in rewards.listing() if row["origin"] == "built-in" and row["weights"] == "none"}
-    assert tested <= mine
+    weightless = {row["name"] for row in rewards.listing() if row["origin"] == "built-in" and row["weights"] == "none"}
+    assert weightless == {"psnr_y", "ssim_y", "ms_ssim", "structure_texture", "random"}
+
+
+def test_realsr_r1_is_told_text_record_and_tags() -> None:
+    made = specimen(photographs(64)[:, None], photographs(64))
+    reward = rewards.make("realsr_r1", generation="structure_texture")
+    components = reward(made.sr, **made.context).components
+    assert components["format"].tolist() == [1.0] * 4
+    assert components["understanding"].tolist() == [1.0] * 4
+    # The text gives four of the record's eight steps and leaves out the four that were not taken.
+    assert components["degradation"].tolist() == [0.5] * 4
+
+
+def answer(question: Any) -> Reply:
+    """Scores that fall with the amount of detail that isn't in LR, as a judge's might."""
+    from PIL import Image
+
+    first, last = (
+        np.asarray(Image.open(io.BytesIO(file)), float) for file in (question.images[0], question.images[-1])
+    )
+    close = 1 + 4 * math.exp(-np.abs(first - last).mean() / 8)
+    return Reply(
+        json.dumps({"consistency": close, "naturalness": close, "fidelity": (close - 1) / 4, "q_lr": 2, "q_sr": close})
+    )
+
+
+@pytest.mark.parametrize("served", ["refreward", "compass"])
+def test_a_served_reward_passes_through_a_scripted_engine(served: str, scripted: Any) -> None:
+    engine = scripted(answer)
+    options = {"engine": engine} if served == "refreward" else {"scorer": MLLMScorer(engine)}
+    report = check(served, size=64, **options)
+    assert report.ok, report.table()
+    assert len(engine.asked) > 8
+
+
+@pytest.mark.parametrize("name", ["delta_q", "compass_full_reference", "compass_psnr"])
+def test_the_command_checks_what_the_configs_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewards", "check", name, "size=64"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1 : 1 + len(CHECKS)]] == list(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["refreward", "reward.engine.urls=http://127.0.0.1:9"], "no server of the model 'refreward' answers at"),
+        (["compas"], "did you mean 'compass'"),
+        (["compass", "reward.gama=5"], "did you mean 'reward.gamma'"),
+        (["psnr_y", "reward.x=5"], "unknown setting 'reward.x'"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_checked(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rewards", "check", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_listing_says_direction_and_where_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewards"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:6] == ["name", "needs", "gradient", "range", "better", "licence"]
+    at = next(i for i, line in enumerate(lines) if line.startswith("dists "))
+    assert lines[at].split()[1:5] == ["hr", "yes", "-1..1", "higher"]
+    assert "weights: VGG16 of torchvision (vgg16-397923af.pth)" in lines[at + 1]
