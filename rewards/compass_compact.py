@@ -116,7 +116,11 @@ def load(weights: str | Path | None = None) -> CompactCompass:
 
     folder = _WEIGHTS if weights is None else Path(weights)
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(f"expected the compact COMPASS scorer in {folder}, which has no model.safetensors")
+        advice = "install srgym again, or train" if weights is None else "train"
+        raise FileNotFoundError(
+            f"expected the compact COMPASS scorer in {folder}, which has no model.safetensors; {advice} one with\n"
+            "  srgym train experiment=compass_compact"
+        )
     shape = json.loads((folder / "model.json").read_text())
     model = CompactCompass(tuple(shape["widths"]), shape["hidden"])
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -151,9 +151,15 @@ class _Models:
     def __init__(self, detector: Path, segmenter: Path, device: torch.device) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 
-        for folder, what in ((detector, "GroundingDINO"), (segmenter, "SAM")):
+        for folder, what, name in (
+            (detector, "GroundingDINO", "IDEA-Research/grounding-dino-tiny"),
+            (segmenter, "SAM", "facebook/sam-vit-base"),
+        ):
             if not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"tags: expected the folder of a {what} model at '{folder}', found none")
+                raise FileNotFoundError(
+                    f"tags: expected the folder of a {what} model at '{folder}', found none; "
+                    f"bring one with\n  hf download {name} --local-dir {folder}"
+                )
         self.device = device
         self._reader = AutoProcessor.from_pretrained(detector, local_files_only=True)
         found = AutoModelForZeroShotObjectDetection.from_pretrained(detector, local_files_only=True)
