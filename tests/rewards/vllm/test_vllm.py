@@ -1,6 +1,7 @@
 """The whole path through a real vLLM: the protocol, the constraint, the safety, and equality with this process."""
 
 import base64
+import csv
 import json
 import subprocess
 import urllib.error
@@ -21,6 +22,7 @@ from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS
 from srgym.rewards.serving.question import Question, Reply, png
 from srgym.rewards.serving.server import Server, serve_environment
+from srgym.runners.cli import main
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -171,3 +173,18 @@ def _post(server: Server, content: list[dict[str, Any]]) -> tuple[int, str]:
             return response.status, ""
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_a_run_trains_on_the_server(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SRGYM_SERVE_TOKEN", server.token)
+    # Greedy decoding of random weights says much the same of all images; at temperature 1 scores vary in a group.
+    arguments = [
+        "experiment=smoke", "agent=nft", "reward=compass_mllm", f"reward.scorer.engine.urls=[{server.url}]",
+        "+reward.scorer.temperature=1.0", "runner.eval_every=0", "runner.images_every=0", "runner.autocast=off",
+        "logger=csv", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert main(["train", *arguments]) == 0
+    with (tmp_path / "run" / "stages" / "reinforce" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["reward/invalid"]]
+    assert [float(row["reward/invalid"]) for row in rows] == [0.0, 0.0]
+    assert all(float(row["reward/spread_in_groups"]) > 0 and float(row["cost/updates"]) > 0 for row in rows)
