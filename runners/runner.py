@@ -183,11 +183,7 @@ class Runner:
 
     def _step(self, display: Display | None) -> None:
         before = time.monotonic()
-        context = self._next_context()
-        rollout = collect(
-            self.task, self.policy, self.agent, context,
-            seed=self._seed, iteration=self.iteration, rollout_batch=self.settings.rollout_batch,
-        )  # fmt: skip
+        rollout = self._collect()
         self.images += sum(self.world.gather(len(rollout)))
         logged = statistics(self.world.scores(rollout))
         rows = self.agent.prepare(rollout)
@@ -201,6 +197,20 @@ class Runner:
         logged |= {f"cost/{name}": value for name, value in self.cost.items() if name != "iterations"}
         logged["cost/iteration_seconds"] = time.monotonic() - before
         self._after(logged, rollout, display)
+
+    def _collect(self) -> TensorDict:
+        """A scored rollout. If a context or the reward fails, what was learnt so far is saved before that is raised."""
+        taken = self._sampler.taken
+        try:
+            return collect(
+                self.task, self.policy, self.agent, self._next_context(),
+                seed=self._seed, iteration=self.iteration, rollout_batch=self.settings.rollout_batch,
+            )  # fmt: skip
+        except Exception:
+            self._sampler.taken = taken  # the iteration is done again
+            if self.world.alone:  # else the others would have to save, too
+                self.save()
+            raise
 
     def _after(self, logged: dict[str, float], rollout: TensorDict, display: Display | None) -> None:
         """Log, evaluate and checkpoint, where their turn has come."""

@@ -84,8 +84,11 @@ class RunnerSettings:
 
 
 # Keys that may change between the sessions of one run: they don't enter its results, or lengthen it.
-_FREE = ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel", "patience",
-         "prefetch", "log_every", "images_every", "checkpoint_every", "keep")  # fmt: skip
+_FREE = {
+    "runner.": ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel",
+                "patience", "prefetch", "log_every", "images_every", "checkpoint_every", "keep"),
+    "engine.": ("urls", "limit", "timeout", "deadline", "retries", "backoff", "patience"),  # a server may have moved
+}  # fmt: skip
 
 
 def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, path: str = "") -> None:
@@ -95,7 +98,7 @@ def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, pa
         ValueError: naming the first setting that differs.
     """
     for key in sorted(set(stored) | set(own)):
-        if path.endswith("runner.") and key in _FREE:
+        if any(path.endswith(section) and key in keys for section, keys in _FREE.items()):
             continue
         before, now = stored.get(key), own.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):

@@ -9,6 +9,7 @@ import torch
 
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loggers import CSVLogger, Logger
+from srgym.runners.settings import same_config
 
 
 class Kept(Logger):
@@ -98,12 +99,47 @@ def test_resumed_is_the_same_run(toy: Any, tmp_path: Path, stop: int) -> None:
     assert second.meter.forwards == whole.meter.forwards
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_reward_that_fails_costs_nothing_of_what_was_learnt(toy: Any, tmp_path: Path, prefetch: int) -> None:
+    whole = toy.run(checkpoint_every=0)
+    whole.learn()
+    toy.folder = tmp_path / "failing"
+    task, scored = toy.task(), []
+    score = task.score
+
+    def failing(*given: Any) -> Any:
+        scored.append(given)
+        if len(scored) == 4:
+            raise ValueError("the server is gone")
+        return score(*given)
+
+    task.score = failing
+    with pytest.raises(ValueError, match="the server is gone"):
+        toy.run(task=task, checkpoint_every=0, prefetch=prefetch).learn()
+    again = toy.run(checkpoint_every=0)
+    assert again.resume() and again.iteration == 3
+    again.learn()
+    assert torch.equal(weights(again.policy), weights(whole.policy))
+
+
 def test_resume_refuses_other_settings(toy: Any) -> None:
     toy.run().learn()
     with pytest.raises(ValueError, match=r"started with seed=5, and now it is 6"):
         runner = toy.run()
         runner.config["seed"] = 6
         runner.resume()
+
+
+def test_a_server_that_moved_is_no_other_setting(tmp_path: Path) -> None:
+    engine = {"engine": "served", "urls": ["http://here:8000"], "retries": 3}
+    before = {"reward": {"name": "compass", "scorer": {"name": "mllm", "engine": engine}}}
+    moved = {
+        "reward": {"name": "compass", "scorer": {"name": "mllm", "engine": {**engine, "urls": ["http://there:1"]}}}
+    }
+    same_config(before, moved, tmp_path)
+    moved["reward"]["scorer"]["engine"]["engine"] = "vllm"
+    with pytest.raises(ValueError, match=r"started with reward.scorer.engine.engine=served, and now it is vllm"):
+        same_config(before, moved, tmp_path)
 
 
 def test_log_has_no_step_twice_after_a_crash(toy: Any, tmp_path: Path) -> None:
