@@ -80,7 +80,7 @@ def upscale(
             weight[place] += window
             if progress is not None:
                 progress((number * len(columns) + other + 1) / (len(rows) * len(columns)))
-    return total / weight
+    return total.div_(weight)
 
 
 def _window(spans: list[tuple[int, int]], number: int, overlap: int, scale: int) -> Tensor:

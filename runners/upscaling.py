@@ -62,12 +62,30 @@ def default_policy(runs: Path = Path("runs")) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def find_policy(given: str, scale: int | None = None) -> FlowPolicy:
+def find_policy(given: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> FlowPolicy:
     """A policy from a saved one's folder, a run's folder, or a name.
+
+    Args:
+        given: which.
+        scale: of a policy by name.
+        model: the folder, in diffusers' format, of a policy by name over a foundation model.
+        lora: a LoRA as diffusers writes it, file or folder, put onto that policy.
 
     Raises:
         FileNotFoundError: for what is neither.
+        ValueError: for a LoRA that isn't in diffusers' format, or doesn't fit.
     """
+    policy = _find(given, scale, model)
+    if lora is not None:
+        if (Path(lora) / "policy.json").is_file():
+            raise ValueError(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
+        from srgym.policies.export import import_lora
+
+        import_lora(policy, lora)
+    return policy
+
+
+def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
     folder = Path(given)
     if (folder / "run.json").is_file():
         folder = folder / json.loads((folder / "run.json").read_text())["policy"]
@@ -75,7 +93,8 @@ def find_policy(given: str, scale: int | None = None) -> FlowPolicy:
         if (place / "policy.json").is_file():
             return policies.load(place)
     if given in policies.available() or ":" in given:
-        return policies.make(given, **({} if scale is None else {"scale": scale}))
+        said = {"scale": scale, "path": model}
+        return policies.make(given, **{key: value for key, value in said.items() if value is not None})
     known = ", ".join(policies.available())
     raise FileNotFoundError(f"policy={given}: expected the folder of a policy or of a run, or one of {known}")
 
@@ -159,7 +178,7 @@ def _kept(source: Path) -> dict[str, Any]:
 def _write(sr: Tensor, target: Path, kept: dict[str, Any], described: dict[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    pixels = (sr * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (sr * 255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
     text = PngInfo()
     text.add_text("srgym", json.dumps(described))
     buffer = io.BytesIO()

@@ -3,11 +3,14 @@
   srgym upscale photo.jpg                            writes photo_x4.png beside it
   srgym upscale holiday/ out=holiday_large           every image of a folder
   srgym upscale photo.jpg policy=runs/mine steps=10 seed=3
+  srgym upscale photo.jpg policy=qwen_image_edit model=/models/Qwen-Image-Edit-2509 lora=exported/lora steps=40
 
   out=PATH          a .png for one image, else a folder
   policy=PATH|NAME  a saved policy, a run, or a name; by default the newest OARS run's under runs/, else the base
                     weights that ship with the package
   scale=N           of a policy by name; a saved one has its own
+  model=PATH        the folder of the foundation model, in diffusers' format, of a policy by name
+  lora=PATH         a LoRA as diffusers writes it, put onto that
   steps=6 seed=0 solver=euler                        the sampling
   colour=auto       none, adain, wavelet; auto: none for the compact policy, adain for others
   tile=192 overlap=32                                in pixels of the input, for large images
@@ -28,13 +31,14 @@ from srgym.runners.commands.arguments import take_option
 __all__ = ["run"]
 
 _DEFAULTS: dict[str, Any] = {
-    "out": None, "policy": None, "scale": None, "steps": 6, "seed": 0, "solver": "euler", "colour": "auto",
+    "out": None, "policy": None, "scale": None, "model": None, "lora": None, "steps": 6, "seed": 0,
+    "solver": "euler", "colour": "auto",
     "tile": 192, "overlap": 32, "adapter": "ema", "overwrite": False, "device": "auto", "threads": None,
 }  # fmt: skip
 
 
 def run(arguments: list[str]) -> int:
-    for option in ("policy", "out"):  # --policy P, as other tools have it
+    for option in ("policy", "out", "model", "lora"):  # --policy P, as other tools have it
         arguments += [f"{option}={value}" for value in take_option(arguments, f"--{option}")]
     inputs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     chosen, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS)
@@ -52,7 +56,8 @@ def _upscale(inputs: list[str], chosen: dict[str, Any]) -> int:
 
     use_threads(chosen["threads"])
     given = chosen["policy"] or default_policy() or "compact"
-    policy = find_policy(str(given), chosen["scale"]).to(pick_device(chosen["device"])).eval()
+    told = (None if chosen[key] is None else str(chosen[key]) for key in ("model", "lora"))
+    policy = find_policy(str(given), chosen["scale"], *told).to(pick_device(chosen["device"])).eval()
     colour = chosen["colour"]
     if colour == "auto":
         colour = "none" if policy.name == "compact" else "adain"
