@@ -23,6 +23,7 @@ COMMANDS = {
     "envs": "list the sources of contexts and the environments",
     "doctor": "check this machine and say what to do",
     "merge": "add a LoRA to the weights of a policy",
+    "export": "write a policy so that stock diffusers reads it, with a model card",
     "serve": "serve a reward over HTTP",
     "launch": "write a SLURM job that trains: srgym launch slurm nodes=2 gpus=8 experiment=oars_qwen",
 }
