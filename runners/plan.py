@@ -146,7 +146,7 @@ def _entries(
 
 def _short(override: str) -> str:
     key, _, value = override.partition("=")
-    return value if key in ("agent", "reward") else override
+    return value.rpartition(":")[2] if key in ("agent", "reward") else override  # of module:Class, the class
 
 
 def _chosen(group: str, fixed: Sequence[str], overrides: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_there_is_something_to_test():
-    assert len(COMMAND_LINES) >= 6 and len(PYTHON) == 3
+    assert len(COMMAND_LINES) >= 6 and len(PYTHON) == 4
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
@@ -25,7 +25,7 @@ def test_every_command_exists_and_its_settings_compose(line):
     command, *arguments = shlex.split(line)[1:]
     assert command in COMMANDS
     if command == "train":
-        given = [a for a in arguments if not a.startswith("--") and "my_package" not in a]
+        given = [a for a in arguments if not a.startswith("--") and not a.startswith("reward=my_package")]
         assert resolve(*compose(given)).stages
     elif command == "compare":
         experiment = next(a for a in arguments if a.startswith("experiment="))
@@ -51,6 +51,25 @@ def test_the_reward_as_shown_is_a_reward():
     reward = rewards.make("edges")
     assert torch.equal(reward(image, hr=image).total, torch.zeros(2))
     assert (reward(image, hr=torch.rand(2, 3, 16, 16)).total < 0).all()
+
+
+def test_the_agent_as_shown_trains(tmp_path, monkeypatch):
+    from srgym.runners import make_runner
+
+    (tmp_path / "readme_agents.py").write_text(next(code for code in PYTHON if "(Agent)" in code))
+    monkeypatch.syspath_prepend(tmp_path)
+    run = make_runner(
+        "agent=readme_agents:RWR",
+        "agent.temperature=0.3",
+        "agent.group_size=4",
+        "experiment=smoke",
+        f"out={tmp_path}/run",
+    )
+    run.learn()
+    header, *rows = (tmp_path / "run/stages/reinforce/metrics.csv").read_text().splitlines()
+    column = header.split(",").index("optim/gradient_norm")
+    moved = [float(row.split(",")[column]) for row in rows if row.split(",")[column]]
+    assert len(moved) == 2 and all(0 < norm < float("inf") for norm in moved)
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))

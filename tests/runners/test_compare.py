@@ -108,6 +108,12 @@ def test_named_entries_and_their_rewards(tmp_path: Path):
     assert plan.metrics["compass"]["form"] == "compass"
 
 
+def test_a_class_named_by_its_path_is_called_by_its_name(tmp_path: Path):
+    plan = make_plan(["agent=nft,srgym.agents.dpo:DPO", f"out={tmp_path}"])
+    assert [e.label for e in plan.entries] == ["nft", "DPO"]
+    assert "agent=srgym.agents.dpo:DPO" in "".join(plan.entries[1].overrides).replace("\\", "")
+
+
 def test_a_trained_start_is_what_the_others_start_from(tmp_path: Path):
     start = "start=['agent=cold_start','lora=null','runner.iterations=3']"
     plan = make_plan(["agent=nft", "agent.group_size=4", start, f"out={tmp_path}", "controls=0"])
