@@ -78,7 +78,7 @@ _ROWS = (
         wants=frozenset({"hr", "group"}),
         range=(-0.452, 5.0),
         differentiable=True,
-        weights="the scorer's, and in full-reference mode the fidelity's",
+        weights="the compact scorer ships with the package; an MLLM is served by `srgym serve compass --model PATH`",
         doc="OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.",
     ),
     RewardInfo(
@@ -86,7 +86,7 @@ _ROWS = (
         path="srgym.rewards.finpercep.reward:FinPercep",
         range=(0.0, 1.0),
         differentiable=True,
-        weights="a folder that srgym.rewards.finpercep.train made, or weights='random'",
+        weights="a compact model ships with the package; or a folder of your own",
         doc="FinPercep-RM: a perceptual score steered by a map of the image's faults.",
     ),
     RewardInfo(

@@ -69,7 +69,7 @@ def group_median(value: Tensor, valid: Tensor, group: Tensor) -> Tensor:
     "compass",
     differentiable=True,  # with the compact scorer; an instance says of itself
     range=(-0.452, 5.0),
-    weights="the scorer's, and in full-reference mode the fidelity's",
+    weights="the compact scorer ships with the package; an MLLM is served by `srgym serve compass --model PATH`",
 )
 class Compass:
     """OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.

@@ -2,6 +2,7 @@
 
 python -m srgym.runners.shipping policy runs/compact_base policies/weights/compact_base COMMIT
 python -m srgym.runners.shipping scorer runs/compass_compact rewards/weights/compass_compact COMMIT
+python -m srgym.runners.shipping scorer runs/finpercep_compact rewards/weights/finpercep_compact COMMIT
 """
 
 import json
@@ -14,6 +15,9 @@ from srgym.envs import sources
 from srgym.envs.photographs import PHOTOGRAPHS
 
 __all__ = ["held_out", "provenance", "ship"]
+
+# What a trained reward model measured on the validation split: COMPASS, FinPercep.
+_FIGURES = ("correlations.json", "held_out.json")
 
 _METRICS = ("psnr_y", "psnr_chroma", "ssim_y", "structure_texture")
 
@@ -51,7 +55,7 @@ def provenance(run: Path, commit: str) -> dict[str, Any]:
 
 
 def ship(kind: str, run: Path, target: Path, commit: str) -> None:
-    """Copy a run's policy or scorer to `target`, with its provenance and held-out figures.
+    """Copy a run's policy, or the reward model of its scorer stage, to `target`, with provenance and held-out figures.
 
     Where the run went on from the weights that lie in `target`, their provenance is kept as `continues`.
     """
@@ -67,7 +71,8 @@ def ship(kind: str, run: Path, target: Path, commit: str) -> None:
     else:
         source = run / "stages" / "scorer" / "scorer"
         files = ("model.safetensors", "model.json")
-        figures = {"validation": json.loads((source / "correlations.json").read_text())}
+        found = next(path for name in _FIGURES if (path := source / name).is_file())
+        figures = {"validation": json.loads(found.read_text())}
     for file in files:
         shutil.copyfile(source / file, target / file)
     before.write_text(json.dumps({**described, "held_out": figures}, indent=2) + "\n")

@@ -232,12 +232,12 @@ class Run:
 
     def _scorer(self, stage: StageConfig) -> dict[str, float]:
         from srgym.runners import build
-        from srgym.runners.compass_pipeline import ScorerSettings, build_scorer
+        from srgym.runners.scorers import train_scorer
 
         build.use_threads(stage.sections["runner"]["threads"])
-        settings = ScorerSettings(**stage.options.get("scorer", {}))
         policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
-        return build_scorer(settings, policy, stage.sections["env"], self._stage_folder(stage.name), self.config.seed)
+        options, folder = stage.options.get("scorer", {}), self._stage_folder(stage.name)
+        return train_scorer(options, policy, stage.sections["env"], folder, self.config.seed)
 
 
 def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:

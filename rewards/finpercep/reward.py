@@ -11,9 +11,9 @@ from srgym.rewards.base import follow
 from srgym.rewards.finpercep.model import FinPercepRM, load
 from srgym.rewards.registry import register_reward
 
-__all__ = ["FinPercep"]
+__all__ = ["SHIPPED", "FinPercep"]
 
-_SHIPPED = Path(__file__).parents[1] / "weights" / "finpercep_compact"
+SHIPPED = Path(__file__).parents[1] / "weights" / "finpercep_compact"
 _TOTALS = ("score", "global_map")
 
 
@@ -21,7 +21,7 @@ _TOTALS = ("score", "global_map")
     "finpercep",
     differentiable=True,
     range=(0.0, 1.0),
-    weights="a folder that srgym.rewards.finpercep.train made, or weights='random'",
+    weights="a compact model ships with the package; or a folder of your own",
 )
 class FinPercep:
     """FinPercep-RM: a perceptual score steered by a map of the image's faults.
@@ -80,9 +80,9 @@ def _random(seed: int, options: dict[str, Any]) -> FinPercepRM:
 
 
 def _stored(weights: str | Path | None) -> FinPercepRM:
-    if weights is None and not _SHIPPED.is_dir():
+    if weights is None and not SHIPPED.is_dir():
         raise FileNotFoundError(
-            f"reward 'finpercep' needs weights, and none ship in '{_SHIPPED}': name the folder of a trained model "
-            "(weights=FOLDER; srgym.rewards.finpercep.train makes one), or say weights=random"
+            f"reward 'finpercep' needs weights, and none ship in '{SHIPPED}': name the folder of a trained model "
+            "(weights=FOLDER; srgym train experiment=finpercep_compact makes one), or say weights=random"
         )
-    return load(_SHIPPED if weights is None else weights)
+    return load(SHIPPED if weights is None else weights)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Features", "dinov3", "fault_map", "normaliser", "random_mask", "region_mask", "synthesise"]
+__all__ = ["Features", "band_energies", "dinov3", "fault_map", "normaliser", "random_mask", "region_mask", "synthesise"]
 
 Features = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] in [0, 1] to a feature map [B, C, h, w], compared by the cosine at each place."""
@@ -123,6 +123,29 @@ def _superpixels(image: Tensor) -> Tensor:
 
     pixels = image.detach().cpu().permute(1, 2, 0).numpy()
     return torch.from_numpy(slic(pixels, n_segments=48, compactness=10, start_label=1)).long()
+
+
+def band_energies(images: Tensor, octaves: int = 3, floor: float = 0.03) -> Tensor:
+    """Features without weights: how much detail of each scale there is around each pixel, [B, octaves + 1, H, W].
+
+    The stand-in for DINOv3 where there is none. Root mean squares of luma's Laplacian bands in soft windows; the last
+    channel is `floor` everywhere, so that two flat places are alike however their faint noise differs.
+    """
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    low, found = (images * weights).sum(1, keepdim=True), []
+    for _ in range(octaves):
+        if min(low.shape[-2:]) < 4:
+            break
+        smooth = _blurred(low)
+        energy = (_blurred((low - smooth).square()) + 1e-8).sqrt()
+        found.append(F.interpolate(energy, size=images.shape[-2:], mode="bilinear", align_corners=False))
+        low = F.avg_pool2d(smooth, 2)
+    return torch.cat([*found, torch.full_like(images[:, :1], floor)], 1)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    taps = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), (taps[:, None] * taps)[None, None])
 
 
 def dinov3(path: str | Path) -> Features:
