@@ -160,7 +160,10 @@ class DiffusersPolicy(FlowPolicy):
             if checkpointing and getattr(model, "_supports_gradient_checkpointing", False):
                 model.enable_gradient_checkpointing()
         if compiled:
-            self.transformer.compile_repeated_blocks()
+            # Not by diffusers' compile_repeated_blocks: SD3's transformer and the ControlNets don't name theirs.
+            for name in ("transformer_blocks", "single_transformer_blocks"):
+                for block in (block for model in models for block in getattr(model, name, ())):
+                    block.compile()
 
     def _forget_text_encoders(self) -> None:
         for name in self.text_encoders:
