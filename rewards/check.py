@@ -25,7 +25,7 @@ CHECKS = ("shape", "finite", "range", "direction", "batch", "order", "repeat", "
 
 _INVARIANCE = 1e-5
 _GRADIENT = 0.05  # relative: finite differences in float32 are no better
-_STEPS = (4e-3, 1.2e-3, 4e-4, 1.2e-4)  # root mean square, in units of the images' range
+_STEPS = (4e-3, 1.2e-3, 4e-4, 1.2e-4, 4e-5, 1.2e-5)  # root mean square, in units of the images' range
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ class FinPercepSettings:
         modulation: see `FinPercepRM`.
     """
 
-    contexts: int = 480
+    contexts: int = 360
     validation_contexts: int = 24
     candidates: int = 8
     quantile: float = 0.9
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.01, 0.03)
-    steps: Sequence[int] = (0, 6000)
+    steps: Sequence[int] = (0, 4000)
     contexts_per_step: int = 2
     candidates_per_step: int = 3
     crop: int = 64
