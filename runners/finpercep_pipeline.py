@@ -248,7 +248,9 @@ def _fit(
     examples = draw_examples(pool, settings, divisor, seed)
     for stage, steps in enumerate(settings.steps):
         if stage:
-            model.grow()
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + stage)
+                model.grow()
         if not steps:
             continue
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
