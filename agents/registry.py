@@ -1,11 +1,13 @@
 """Agents by name."""
 
+import inspect
+from collections.abc import Collection
 from difflib import get_close_matches
 from pkgutil import resolve_name
 
 from srgym.agents.base import Agent
 
-__all__ = ["AGENTS", "agent_class", "available"]
+__all__ = ["AGENTS", "agent_class", "available", "check_options"]
 
 AGENTS = {
     "cold_start": "srgym.agents.cold_start:ColdStart",
@@ -39,3 +41,23 @@ def agent_class(name: str) -> type[Agent]:
     if not (isinstance(found, type) and issubclass(found, Agent)):
         raise ValueError(f"expected a subclass of srgym.agents.Agent at '{path}', got {found!r}")
     return found
+
+
+def check_options(name: str, options: Collection[str]) -> None:
+    """Refuse a hyperparameter that the agent of this name hasn't got.
+
+    Raises:
+        ValueError: naming it, the nearest that there is, and all that there are; for an unknown agent.
+    """
+    known: set[str] = set()
+    for kind in agent_class(name).__mro__:
+        parameters = inspect.signature(kind).parameters.values()
+        known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break  # what it doesn't know it doesn't pass on
+    known -= {"provides"}
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, 1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(f"agent '{name}' has no option '{option}': {hint}it takes {', '.join(sorted(known))}")

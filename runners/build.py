@@ -10,6 +10,7 @@ import torch
 
 from srgym import policies, rewards
 from srgym.agents import agent_class
+from srgym.agents.registry import check_options
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from srgym.agents.base import Agent
 
 __all__ = [
-    "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "load_policy",
-    "make_runner", "pick_device", "use_threads",
+    "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
+    "load_policy", "make_runner", "pick_device", "use_threads",
 ]  # fmt: skip
 
 
@@ -100,11 +101,33 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) ->
 
     Raises:
         Incompatible: if the agent can't learn from this reward or these contexts.
+        ValueError: for an unknown agent, or a hyperparameter that it hasn't got.
     """
     options = dict(section)
-    agent = agent_class(options.pop("name"))(policy, task.reward, **options)
+    name = options.pop("name")
+    check_options(name, options)
+    agent = agent_class(name)(policy, task.reward, **options)
     agent.check(task.source.provides)
     return agent
+
+
+def check_parts(sections: Mapping[str, Any]) -> None:
+    """Make what a later stage needs beside the policy, and let it go: hours of training shouldn't end in a misspelling.
+
+    Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
+    """
+    build_settings(sections["runner"])
+    agent = dict(sections["agent"])
+    check_options(agent.pop("name"), agent)
+    reward = None if _loads_a_judge(sections["reward"]) else rewards.make(sections["reward"])
+    build_task(sections["env"], reward if reward is not None else rewards.make("psnr_y"))
+
+
+def _loads_a_judge(section: Any) -> bool:
+    """Whether a reward section asks for an engine in this process."""
+    if not isinstance(section, Mapping):
+        return False
+    return section.get("engine") in ("transformers", "vllm") or any(map(_loads_a_judge, section.values()))
 
 
 def build_settings(section: Mapping[str, Any]) -> RunnerSettings:

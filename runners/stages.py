@@ -72,6 +72,7 @@ class Run:
         if self._world.main:
             self._claim()
         self._world.barrier()
+        self._look_ahead()
         costs: dict[str, dict[str, float]] = {}
         for stage in self.config.stages:
             done = self._world.gather(self._done(stage.name))[0]
@@ -82,6 +83,17 @@ class Run:
             self._world.wait()
             costs[stage.name] = done or {}
         return costs
+
+    def _look_ahead(self) -> None:
+        """Check the stages that come after the next, which checks itself."""
+        from srgym.runners import build
+
+        seen: list[Any] = []
+        for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
+            parts = [stage.sections[name] for name in ("env", "reward", "agent", "runner")]
+            if seen and parts not in seen:
+                build.check_parts(stage.sections)
+            seen.append(parts)
 
     def _join(self) -> World:
         from srgym.runners import build

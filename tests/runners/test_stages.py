@@ -45,6 +45,22 @@ def test_every_stage_leaves_a_policy(finished: Path) -> None:
     assert (finished / "stages" / "reinforce" / "metrics.csv").is_file()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("agent.name=srgym.agents.dpo:DPP", "expected a subclass of srgym.agents.Agent at 'srgym.agents.dpo:DPP'"),
+        ("agent=srgym.agents.diffusion_nft:DiffusionNFT agent.betta=1", "has no option 'betta': did you mean 'beta'"),
+        ("reward=srgym.rewards.toys:nothing", "has no 'nothing'"),
+        ("reward=finpercep reward.weights=nowhere", "expected FinPercep-RM in 'nowhere'"),
+        ("stages.reinforce.env.preset=hard", "'hard'"),
+    ],
+)
+def test_a_later_stage_that_cannot_be_is_refused_before_the_first_trains(override, said, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        smoke(tmp_path, *override.split()).learn()
+    assert not (tmp_path / "stages").exists()
+
+
 def velocity(policy: FlowPolicy, adapter: str | None = None) -> torch.Tensor:
     lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     cond = policy.encode({"lr": lr})
