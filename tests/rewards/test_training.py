@@ -89,7 +89,7 @@ def moved(rows: list[dict[str, float]]) -> bool:
     [
         (["reward=compass"], {"fidelity", "q_lr", "q_sr", "delta_q"}),
         (["reward=compass_full_reference"], {"fidelity", "q_lr", "q_sr", "delta_q"}),
-        (["reward=finpercep", "reward.weights=random"], set()),
+        (["reward=finpercep"], {"fault_mean"}),
         (["reward=realsr_r1", "reward.generation=structure_texture"], {"generation"}),
     ],
     ids=["compass", "compass_full_reference", "finpercep", "realsr_r1"],
