@@ -39,6 +39,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "refl": {"group_size": 1, "steps": 6},
     "cold_start": {},
 }
+MICROBATCH = 64  # the runner's
 
 
 @dataclass
@@ -58,9 +59,11 @@ class Workload:
         rows = self.agent.prepare(collect(self.task, self.agent.policy, self.agent, context, seed=0, iteration=0))
         for batch in self.agent.batches(rows):
             self.optimizer.zero_grad(set_to_none=True)
-            with self.agent.policy.adapter("default"):
-                terms = self.agent.loss(batch)
-                sum(value for key, value in terms.items() if key.startswith("loss_")).backward()
+            for part in batch.split(MICROBATCH):
+                with self.agent.policy.adapter("default"):
+                    terms = self.agent.loss(part)
+                    loss = sum(value for key, value in terms.items() if key.startswith("loss_"))
+                    (loss * (len(part) / len(batch))).backward()
             self.optimizer.step()
             self.agent.after_update()
         self.agent.after_iteration()
