@@ -106,7 +106,7 @@ class Agent(ABC):
         if Need.PREFERENCES in self.needs and "preference" not in provides:
             raise Incompatible(
                 f"{type(self).__name__} with pairs='offline' needs a preference dataset ('preference'), and the "
-                f"contexts provide {_listed(provides)}: train on srgym.runners.preferences:Preferences, or take "
+                f"contexts provide {_listed(provides)}: train on srgym.envs.preferences:Preferences, or take "
                 "pairs='best_worst'"
             )
         missing = set() if self.reward is None else self.reward.missing(provides) & {"lr", "hr"}

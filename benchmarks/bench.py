@@ -30,7 +30,7 @@ from srgym.agents import agent_class
 from srgym.agents.base import Agent
 from srgym.envs import SRTask, sources
 from srgym.policies import FlowPolicy
-from srgym.runners.collect import collect
+from srgym.runners.loop.collect import collect
 
 AGENTS: dict[str, dict[str, Any]] = {
     "diffusion_nft": {"group_size": 8, "steps": 6},

@@ -30,8 +30,8 @@ from srgym.envs import SRTask, sources
 from srgym.policies.base import FlowPolicy
 from srgym.policies.diffusers_policy import DiffusersPolicy
 from srgym.policies.estimate import PEAKS, blank_condition, skeleton
-from srgym.runners.runner import Runner
-from srgym.runners.settings import RunnerSettings
+from srgym.runners.loop.runner import Runner
+from srgym.runners.loop.settings import RunnerSettings
 
 LORA = {"rank": 32, "alpha": 64}
 COLUMNS = ("policy", "parameters", "SR", "samples", "device", "s/iteration", "TFLOP/iteration", "share of peak", "peak")

@@ -73,7 +73,7 @@ _ROWS = (
     ),
     RewardInfo(
         name="compass",
-        path="srgym.rewards.compass:Compass",
+        path="srgym.rewards.compass.formula:Compass",
         needs=frozenset({"lr"}),
         wants=frozenset({"hr", "group"}),
         range=(-0.452, 5.0),

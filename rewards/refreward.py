@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srgym.rewards.compass_mllm import enlarge, seed_of
+from srgym.rewards.compass.mllm import enlarge, seed_of
 from srgym.rewards.registry import register_reward
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply

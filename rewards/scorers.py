@@ -11,9 +11,9 @@ __all__ = ["SCORERS", "Scorer", "make_scorer"]
 
 # What builds a scorer, imported when asked for: a multimodal model's libraries take seconds to import.
 SCORERS = {
-    "compact": "srgym.rewards.compass_compact:load",
-    "mllm": "srgym.rewards.compass_mllm:MLLMScorer",
-    "soft": "srgym.rewards.compass_mllm:SoftScorer",
+    "compact": "srgym.rewards.compass.compact:load",
+    "mllm": "srgym.rewards.compass.mllm:MLLMScorer",
+    "soft": "srgym.rewards.compass.mllm:SoftScorer",
 }
 
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from srgym.runners.build import make_runner as make_runner
-    from srgym.runners.runner import Runner as Runner
-    from srgym.runners.settings import RunnerSettings as RunnerSettings
-    from srgym.runners.stages import Run as Run
+    from srgym.runners.loop.runner import Runner as Runner
+    from srgym.runners.loop.settings import RunnerSettings as RunnerSettings
+    from srgym.runners.run.build import make_runner as make_runner
+    from srgym.runners.run.stages import Run as Run
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "build": ["make_runner"],
-        "runner": ["Runner"],
-        "settings": ["RunnerSettings"],
-        "stages": ["Run"],
+        "run.build": ["make_runner"],
+        "loop.runner": ["Runner"],
+        "loop.settings": ["RunnerSettings"],
+        "run.stages": ["Run"],
     },
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from srgym.runners.cli import COMMANDS
-from srgym.runners.config import compose, resolve
+from srgym.runners.commands.cli import COMMANDS
+from srgym.runners.run.config import compose, resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

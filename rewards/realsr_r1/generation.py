@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srgym.rewards.compass_mllm import seed_of
+from srgym.rewards.compass.mllm import seed_of
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import parse_object
 from srgym.rewards.serving.prompts import judge

@@ -22,14 +22,14 @@ __all__ = ["run"]
 
 def run(arguments: list[str]) -> int:
     show = take_flag(arguments, "--print")
-    from srgym.runners.plan import make_plan
+    from srgym.runners.compare.plan import make_plan
 
     plan = make_plan(arguments)
     if show:
         for cell in (plan.start, *plan.cells):
             print(f"{cell.name}: srgym train {' '.join(cell.request['overrides'] or ['(nothing)'])}")
         return 0
-    from srgym.runners.compare import compare
+    from srgym.runners.compare.comparison import compare
 
     # A polite kill ends the runs as Ctrl-C does: each saves what it has.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 def run(arguments: list[str]) -> int:
     if arguments:
-        from srgym.runners.config import compose, resolve
+        from srgym.runners.run.config import compose, resolve
 
         return _open(dict(resolve(*compose(arguments)).stages[0].sections["env"]))
     from srgym.envs import sources

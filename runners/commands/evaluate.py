@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srgym.runners.command_line import defaults, take_values
-from srgym.runners.config import ConfigError
+from srgym.runners.run.config import ConfigError
+from srgym.runners.run.overrides import defaults, take_values
 
 __all__ = ["run"]
 
@@ -30,11 +30,11 @@ def run(arguments: list[str]) -> int:
     if settings["pred"] and rest:
         raise ConfigError(f"pred= brings its own contexts by hr= and lr=, so '{rest[0]}' has no effect: leave it out")
     if settings["dataset"] is not None:
-        from srgym.runners.published import published_tables
+        from srgym.runners.measure.published import published_tables
 
         published_tables(settings["dataset"])  # an unknown data set is refused before anything is scored
     env = None if settings["pred"] else _env(rest)
-    from srgym.runners.build import use_threads
+    from srgym.runners.run.build import use_threads
 
     use_threads(settings["threads"])
     page = _evaluate(settings, env)
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
 def _env(arguments: list[str]) -> dict[str, Any]:
     """The env section; of the photographs the test split, unless another is asked for."""
-    from srgym.runners.config import compose, resolve
+    from srgym.runners.run.config import compose, resolve
 
     env = dict(resolve(*compose(arguments)).stages[0].sections["env"])
     if env["name"] == "photographs" and not any(a.startswith("env.split=") for a in arguments):
@@ -54,7 +54,7 @@ def _env(arguments: list[str]) -> dict[str, Any]:
 
 
 def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Path:
-    from srgym.runners.evaluate import (
+    from srgym.runners.measure.evaluation import (
         draw,
         evaluate,
         evaluation_record,
@@ -62,7 +62,7 @@ def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Pat
         save_evaluation,
         spread_indices,
     )
-    from srgym.runners.metrics import make_metrics
+    from srgym.runners.measure.metrics import make_metrics
     from srgym.runners.report import write_evaluation_report
 
     metrics = make_metrics(settings["metrics"])
@@ -98,7 +98,7 @@ def _named(given: Any) -> dict[str, str]:
 
 
 def _folders(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    from srgym.runners.folders import match_folders
+    from srgym.runners.measure.folders import match_folders
 
     made = settings["colour_fix"] or "unknown"
     contexts, images = match_folders(_named(settings["pred"]), settings["hr"], settings["lr"], made)
@@ -107,9 +107,9 @@ def _folders(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     from srgym.envs import sources
-    from srgym.runners.build import pick_device
-    from srgym.runners.methods import Samples, baselines
-    from srgym.runners.upscaling import find_policy
+    from srgym.runners.measure.methods import Samples, baselines
+    from srgym.runners.run.build import pick_device
+    from srgym.runners.run.upscaling import find_policy
 
     device, named, methods = pick_device(settings["device"]), _named(settings["policy"]), dict[str, Any]()
     for name, folder in named.items():
@@ -125,7 +125,7 @@ def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any,
 
 
 def _save_images(methods: Mapping[str, Any], source: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-    from srgym.runners.evaluate import draw, spread_indices
+    from srgym.runners.measure.evaluation import draw, spread_indices
     from srgym.runners.report.panels import to_png
 
     for index in spread_indices(len(source), settings["limit"]):

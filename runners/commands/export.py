@@ -16,7 +16,7 @@ runs it.
 
 from pathlib import Path
 
-from srgym.runners.command_line import take_values
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     for key in ("policy", "out"):
         if not chosen[key]:
             raise ValueError(f"srgym export needs {key}=PATH; see srgym export --help")
-    from srgym.runners.export import export
+    from srgym.runners.run.export import export
 
     base = None if chosen["base_model"] is None else str(chosen["base_model"])
     source, out = Path(str(chosen["policy"])), Path(str(chosen["out"]))

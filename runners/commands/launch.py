@@ -22,8 +22,8 @@ when it is complete, 128 + n when signal n stopped it after saving (USR1: 138), 
 from pathlib import Path
 from typing import Any
 
-from srgym.runners.command_line import take_values
 from srgym.runners.commands.arguments import take_option, take_setting
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 
@@ -34,8 +34,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def run(arguments: list[str]) -> int:
-    from srgym.runners.config import compose, resolve
-    from srgym.runners.launch import local_servers, slurm_script, submit, write_script
+    from srgym.runners.run.config import compose, resolve
+    from srgym.runners.run.launch import local_servers, slurm_script, submit, write_script
 
     if not arguments or arguments[0] != "slurm":
         raise ValueError(f"srgym launch knows slurm, got {arguments[0] if arguments else 'nothing'}; see --help")

@@ -11,7 +11,7 @@
 The result is checked against the model and the LoRA run one after the other, and models that don't fit are refused.
 """
 
-from srgym.runners.command_line import take_values
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     for key in ("lora", "into", "out"):
         if not chosen[key]:
             raise ValueError(f"srgym merge needs {key}=PATH; see srgym merge --help")
-    from srgym.runners.merge import run as merge
+    from srgym.policies.merging import run as merge
 
     print(merge({key: str(value) if key in ("lora", "into", "out") else value for key, value in chosen.items()}))
     return 0

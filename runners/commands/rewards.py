@@ -15,8 +15,8 @@ from importlib import resources
 from typing import Any
 
 from srgym.rewards.registry import listing
-from srgym.runners.command_line import take_values
 from srgym.runners.commands.arguments import take_flag
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 from srgym.runners.commands.arguments import take_flag, take_option, take_setting
-from srgym.runners.config import RunConfig, compose, resolve
+from srgym.runners.run.config import RunConfig, compose, resolve
 
 __all__ = ["run"]
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
         print(yaml.safe_dump({**config.tree, "stages": stages}, sort_keys=False))
         return 0
     if dry:
-        from srgym.runners.dry_run import dry_run
+        from srgym.runners.run.dry_run import dry_run
 
         print(dry_run(config))
         return 0
@@ -70,7 +70,7 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
 
 
 def _train(config: RunConfig, overwrite: bool) -> int:
-    from srgym.runners.stages import Run, remove_run
+    from srgym.runners.run.stages import Run, remove_run
 
     main = os.environ.get("RANK", "0") == "0"
     if overwrite and main:

@@ -25,8 +25,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from srgym.runners.command_line import take_values
 from srgym.runners.commands.arguments import take_option
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 
@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _upscale(inputs: list[str], chosen: dict[str, Any]) -> int:
-    from srgym.runners.build import pick_device, use_threads
-    from srgym.runners.upscaling import Upscaling, default_policy, find_policy, plan, upscale_file
+    from srgym.runners.run.build import pick_device, use_threads
+    from srgym.runners.run.upscaling import Upscaling, default_policy, find_policy, plan, upscale_file
 
     use_threads(chosen["threads"])
     given = chosen["policy"] or default_policy() or "compact"

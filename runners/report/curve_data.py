@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srgym.runners.report.comparison import Comparison
+from srgym.runners.measure.statistics import Band, Interval, cost_to_reach, curve_band, ratio_interval
+from srgym.runners.report.comparison_folder import Comparison
 from srgym.runners.report.document import Table
 from srgym.runners.report.numbers import amount, interval_text
-from srgym.runners.statistics import Band, Interval, cost_to_reach, curve_band, ratio_interval
 
 __all__ = ["COSTS", "band", "cost_tables", "path", "seed_curves", "targets"]
 

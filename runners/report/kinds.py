@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["KINDS", "write_report"]
 
-KINDS = {"oars": "srgym.runners.report.oars:write_oars_report"}
+KINDS = {"oars": "srgym.runners.report.oars_report:write_oars_report"}
 
 
 def write_report(run_dir: str | Path, section: Mapping[str, Any]) -> Path:

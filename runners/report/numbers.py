@@ -2,7 +2,7 @@
 
 import math
 
-from srgym.runners.statistics import Interval
+from srgym.runners.measure.statistics import Interval
 
 __all__ = ["amount", "interval_text", "plain", "signed"]
 

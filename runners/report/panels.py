@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from srgym.runners.evaluate import faulty
+from srgym.runners.measure.evaluation import faulty
 from srgym.runners.report.document import Panel, Panels
 
 __all__ = ["FAULTS", "make_panels", "panel", "strip", "to_png"]
@@ -40,7 +40,7 @@ def _enlarged(image: Any, height: int) -> Any:
 
 
 def make_panels(pictures: Sequence[Mapping[str, Any]], caption: str = "") -> Panels:
-    """Rows of LR | methods | HR from what `srgym.runners.evaluate.draw` returned; says what colours of faults mean."""
+    """Rows of LR | methods | HR from what `evaluation.draw` returned; says what colours of faults mean."""
     rows, mapped = [], False
     for picture in pictures:
         images = {name: image for name, image in picture.items() if name != "id"}

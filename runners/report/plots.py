@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
+from srgym.runners.measure.statistics import Band, Interval
 from srgym.runners.report.document import Figure
-from srgym.runners.statistics import Band, Interval
 
 __all__ = ["curves", "forest", "plane", "profiles", "render"]
 

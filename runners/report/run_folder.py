@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from srgym.runners.command_line import words
+from srgym.runners.run.overrides import words
 
 __all__ = ["Roles", "RunFolder", "StageRecord", "read_log", "read_run"]
 

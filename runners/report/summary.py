@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from srgym.runners.statistics import Interval, nested_interval, paired_interval
+from srgym.runners.measure.statistics import Interval, nested_interval, paired_interval
 
 __all__ = ["by_crop", "difference", "level", "metric_names", "present", "run_matrix"]
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from srgym.runners.progress import duration
-from srgym.runners.published import LOWER_IS_BETTER, OURS, PublishedTable
+from srgym.runners.loop.progress import duration
+from srgym.runners.measure.published import LOWER_IS_BETTER, OURS, PublishedTable
+from srgym.runners.measure.statistics import Interval
 from srgym.runners.report.document import Table
 from srgym.runners.report.numbers import amount, interval_text, signed
 from srgym.runners.report.summary import difference, level
-from srgym.runners.statistics import Interval
 
 __all__ = ["cost_table", "difference_table", "levels_table", "metric_title", "published_table"]
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from srgym.runners.measure.statistics import Interval
 from srgym.runners.report.document import Callout
 from srgym.runners.report.numbers import signed
 from srgym.runners.report.summary import difference, level
-from srgym.runners.statistics import Interval
 
 __all__ = ["against_baselines", "alerts", "claim", "compared", "hacking_alert"]
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 sys.exit(main())

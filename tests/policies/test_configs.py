@@ -8,7 +8,7 @@ import yaml
 
 from srgym.policies.diffusers_policy import DiffusersPolicy
 from srgym.policies.registry import policy_class
-from srgym.runners.config import compose, resolve
+from srgym.runners.run.config import compose, resolve
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "policy"
 

@@ -9,9 +9,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
 from srgym.policies import load, make
 from srgym.policies.diffusers_common import pack, unpack
 from srgym.policies.export import LORA_FILE, Card, export_lora, export_merged, import_lora
+from srgym.policies.merging import merge
 from srgym.policies.qwen_image_edit import restore_positions
 from srgym.policies.sd3 import conditioned, widen
-from srgym.runners.merge import merge
 
 T = torch.tensor([0.6])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from srgym.policies.export import import_lora
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 
 @pytest.fixture

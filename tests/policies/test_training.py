@@ -7,8 +7,8 @@ from srgym import rewards
 from srgym.agents import DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
 from srgym.envs import SRTask, sources
 from srgym.policies import adapters
-from srgym.runners.runner import Runner
-from srgym.runners.settings import RunnerSettings
+from srgym.runners.loop.runner import Runner
+from srgym.runners.loop.settings import RunnerSettings
 
 AGENTS = {
     "cold_start": lambda policy, reward: ColdStart(policy),

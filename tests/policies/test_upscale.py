@@ -9,8 +9,8 @@ from PIL import Image
 from srgym.envs.images import read_image, to_float
 from srgym.policies import make
 from srgym.policies.export import export_lora, import_lora
-from srgym.runners.cli import main
-from srgym.runners.tiling import upscale
+from srgym.policies.tiling import upscale
+from srgym.runners.commands.cli import main
 
 TILES = {"tile": 48, "overlap": 16}
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from srgym import Incompatible, rewards
 from srgym.rewards.check import CHECKS, CheckReport, check
-from srgym.rewards.compass_mllm import MLLMScorer
+from srgym.rewards.compass.mllm import MLLMScorer
 from srgym.rewards.serving.question import Reply
 from srgym.rewards.specimens import photographs, specimen
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 
 def mae(sr: Tensor, hr: Tensor) -> Tensor:

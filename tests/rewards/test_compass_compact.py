@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srgym.rewards.compass_compact import CompactCompass, load
+from srgym.rewards.compass.compact import CompactCompass, load
 
 LR = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SR = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

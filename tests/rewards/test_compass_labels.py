@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srgym.rewards.appearance import appearance
-from srgym.rewards.compass_labels import (
+from srgym.rewards.compass.labels import (
     calibrate,
     median_slope,
     min_max,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srgym.rewards import make
-from srgym.rewards.compass_mllm import MLLMScorer, SoftScorer, enlarge
+from srgym.rewards.compass.mllm import MLLMScorer, SoftScorer, enlarge
 from srgym.rewards.serving.engines import make_engine
 from srgym.rewards.serving.guide import PatternGuide
 from srgym.rewards.serving.local import TransformersEngine

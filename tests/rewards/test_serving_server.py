@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from srgym.rewards.serving.server import Server, free_port, serve_command, serve_environment
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 
 @pytest.fixture

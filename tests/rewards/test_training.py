@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 SMOKE = [
     "experiment=smoke", "agent=nft", "runner.eval_every=0", "runner.images_every=0", "runner.autocast=off",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.rewards.base import RewardOutput
-from srgym.runners.runner import Runner
-from srgym.runners.settings import RunnerSettings
+from srgym.runners.loop.runner import Runner
+from srgym.runners.loop.settings import RunnerSettings
 
 
 class ToyPolicy(FlowPolicy):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from srgym.policies.colour import fix_colour
 from srgym.policies.compact import CompactPolicy
-from srgym.runners.colour import fix_colour
-from srgym.runners.tiling import tile_spans, upscale
+from srgym.policies.tiling import tile_spans, upscale
 
 
 @pytest.mark.parametrize("length", [1, 8, 63, 64, 65, 100, 129, 500])

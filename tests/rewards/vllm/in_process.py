@@ -8,7 +8,7 @@ import sys
 
 from safetensors.torch import load_file
 
-from srgym.rewards.compass_mllm import MLLMScorer, SoftScorer
+from srgym.rewards.compass.mllm import MLLMScorer, SoftScorer
 from srgym.rewards.serving.local import VLLMEngine
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srgym.rewards import make
-from srgym.rewards.compass_mllm import MLLMScorer, SoftScorer
+from srgym.rewards.compass.mllm import MLLMScorer, SoftScorer
 from srgym.rewards.realsr_r1.generation import AXES
 from srgym.rewards.serving.client import Client, ServerRefused
 from srgym.rewards.serving.local import TransformersEngine
@@ -22,7 +22,7 @@ from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS
 from srgym.rewards.serving.question import Question, Reply, png
 from srgym.rewards.serving.server import Server, serve_environment
-from srgym.runners.cli import main
+from srgym.runners.commands.cli import main
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

@@ -1,0 +1,127 @@
+"""A compact COMPASS model: (LR, SR) to fidelity F in [0, 1] and qualities Q_LR, Q_SR in [1, 5], without ground truth.
+
+One network rates the quality of an image and is asked twice, for the bicubically upsampled LR and for the SR, so both
+are on one scale; a second compares SR with the LR and predicts fidelity. Both see band-pass residuals beside the
+picture, since what tells texture from noise and ringing lives there.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CompactCompass", "load"]
+
+_WEIGHTS = Path(__file__).parents[1] / "weights" / "compass_compact"
+
+
+def _detail(image: Tensor) -> Tensor:
+    """The picture and what a 5 x 5 Gaussian takes from it, scaled up: [B, 3, ...] to [B, 6, ...]."""
+    taps = image.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
+    smooth = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+    return torch.cat([image - 0.5, 8 * (image - smooth)], 1)
+
+
+class _Trunk(nn.Module):
+    """Convolutional stages on the picture folded 2 x 2, each described by its channels' mean and log-spread."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        stages = []
+        channels = 4 * channels
+        for i, width in enumerate(widths):
+            stages.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, width, 3, stride=1 if i == 0 else 2, padding=1),
+                    nn.SiLU(),
+                    nn.Conv2d(width, width, 3, padding=1),
+                    nn.SiLU(),
+                )
+            )
+            channels = width
+        self.stages = nn.ModuleList(stages)
+        self.features = 2 * sum(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = []
+        x = F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)
+        for stage in self.stages:
+            x = stage(x)
+            pooled += [x.mean((2, 3)), 0.5 * torch.log(x.var((2, 3), unbiased=False) + 1e-5)]
+        return torch.cat(pooled, 1)
+
+
+class CompactCompass(nn.Module):
+    """The compact scorer, about 0.2 M parameters.
+
+    Args:
+        widths: channels of the stages.
+        hidden: width of the heads.
+
+    Input images are [B, 3, H, W] in [0, 1], SR at least 16 pixels a side; LR is upsampled bicubically to SR's size.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 48, 64), hidden: int = 64) -> None:
+        super().__init__()
+        self._shape = {"widths": list(widths), "hidden": hidden}
+        self.quality_trunk = _Trunk(6, tuple(widths))
+        self.fidelity_trunk = _Trunk(15, tuple(widths))
+        self.quality_head = self._head(self.quality_trunk.features, hidden)
+        self.fidelity_head = self._head(self.fidelity_trunk.features, hidden)
+
+    @staticmethod
+    def _head(features: int, hidden: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.LayerNorm(features), nn.Dropout(0.2), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def quality(self, image: Tensor) -> Tensor:
+        """Perceptual quality of images [B, 3, H, W]: [B] in [1, 5]."""
+        score: Tensor = self.quality_head(self.quality_trunk(_detail(image))).squeeze(1)
+        return 1 + 4 * torch.sigmoid(score)
+
+    def fidelity(self, lr_up: Tensor, sr: Tensor) -> Tensor:
+        """How faithful SR is to what LR shows: [B] in [0, 1]."""
+        seen = torch.cat([_detail(sr), _detail(lr_up), 4 * (sr - lr_up)], 1)
+        score: Tensor = self.fidelity_head(self.fidelity_trunk(seen)).squeeze(1)
+        return torch.sigmoid(score)
+
+    def forward(self, lr: Tensor, sr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(F [B], Q_LR [B], Q_SR [B], valid [B]), differentiable in SR."""
+        lr_up = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        q_sr = self.quality(sr)
+        return self.fidelity(lr_up, sr), self.quality(lr_up), q_sr, torch.isfinite(q_sr)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `model.json`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: p.detach().contiguous() for name, p in self.state_dict().items()}, folder / "model.safetensors"
+        )
+        (folder / "model.json").write_text(json.dumps(self._shape) + "\n")
+
+
+def load(weights: str | Path | None = None) -> CompactCompass:
+    """The scorer that ships with the package, or one from a folder, frozen.
+
+    Raises:
+        FileNotFoundError: if the folder has no `model.safetensors`.
+    """
+    from safetensors.torch import load_file
+
+    folder = _WEIGHTS if weights is None else Path(weights)
+    if not (folder / "model.safetensors").is_file():
+        advice = "install srgym again, or train" if weights is None else "train"
+        raise FileNotFoundError(
+            f"expected the compact COMPASS scorer in {folder}, which has no model.safetensors; {advice} one with\n"
+            "  srgym train experiment=compass_compact"
+        )
+    shape = json.loads((folder / "model.json").read_text())
+    model = CompactCompass(tuple(shape["widths"]), shape["hidden"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""One stage of training: collect, score, prepare, loss, step; log, evaluate, checkpoint."""

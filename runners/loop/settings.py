@@ -1,0 +1,110 @@
+"""The runner section of the settings, and which settings a run may change between its sessions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srgym.runners.loop.schedule import SCHEDULES, Budget
+
+__all__ = ["RunnerSettings", "same_config"]
+
+
+@dataclass(frozen=True)
+class RunnerSettings:
+    """How a stage is run. `configs/runner/default.yaml` gives every key with its default.
+
+    Attributes:
+        iterations, images, seconds: the budget (see `Budget`); the first that is reached ends the stage.
+        contexts: contexts an iteration collects.
+        microbatch: rows in one forward and backward. A memory knob: results don't depend on it.
+        rollout_batch: samples drawn in one rollout; None: all at once. A memory knob too.
+        lr, weight_decay, betas, clip: AdamW's, and the norm that gradients are clipped to.
+        schedule, warmup: see `learning_rate`.
+        autocast: "bf16" or "off", for the policy's forwards alone.
+        threads: torch's threads; None: one a core.
+        device: "auto", "cpu", "cuda", ...
+        parallel: "ddp" or "fsdp", where several processes share the run (see `srgym.runners.loop.distributed`).
+        patience: seconds that a process waits for the others before it gives them up.
+        prefetch: iterations whose contexts are made ahead, in one thread.
+        log_every, eval_every, images_every, checkpoint_every: iterations between two; 0: never (a last checkpoint
+            and evaluation come at the end anyway).
+        eval_contexts, eval_steps: held-out contexts, and the sampler's steps on them.
+        keep: checkpoints kept.
+    """
+
+    iterations: int | None = None
+    images: int | None = None
+    seconds: float | None = None
+    contexts: int = 8
+    microbatch: int = 64
+    rollout_batch: int | None = None
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    schedule: str = "constant"
+    warmup: float = 0.0
+    autocast: str = "off"
+    threads: int | None = None
+    device: str = "auto"
+    parallel: str = "ddp"
+    patience: float = 900.0
+    prefetch: int = 1
+    log_every: int = 1
+    eval_every: int = 0
+    eval_contexts: int = 16
+    eval_steps: int = 6
+    images_every: int = 0
+    checkpoint_every: int = 50
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "microbatch", "log_every", "eval_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"runner.{name} is at least 1, got {getattr(self, name)}")
+        for name in ("prefetch", "eval_every", "eval_contexts", "images_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"runner.{name} is at least 0, got {getattr(self, name)}")
+        if self.lr < 0 or self.clip <= 0:
+            raise ValueError(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
+        if self.parallel not in ("ddp", "fsdp") or self.patience <= 0:
+            raise ValueError(
+                f"runner.parallel is ddp or fsdp and runner.patience above 0, got '{self.parallel}' and {self.patience}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"runner.warmup is a share of the budget in [0, 1), got {self.warmup}")
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.iterations, self.images, self.seconds)
+
+
+# Keys that may change between the sessions of one run: they don't enter its results, or lengthen it.
+_FREE = {
+    "runner.": ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel",
+                "patience", "prefetch", "log_every", "images_every", "checkpoint_every", "keep"),
+    "engine.": ("urls", "limit", "timeout", "deadline", "retries", "backoff", "patience"),  # a server may have moved
+}  # fmt: skip
+
+
+def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, path: str = "") -> None:
+    """Check that a run goes on with the settings it was started with, but for those that don't enter its results.
+
+    Raises:
+        ValueError: naming the first setting that differs.
+    """
+    for key in sorted(set(stored) | set(own)):
+        if any(path.endswith(section) and key in keys for section, keys in _FREE.items()):
+            continue
+        before, now = stored.get(key), own.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            same_config(before, now, run, f"{path}{key}.")
+        elif before != now:
+            raise ValueError(
+                f"the run in {run} was started with {path}{key}={before}, and now it is {now}: "
+                "go on with the same settings, choose another folder (out=), or start afresh (overwrite=true)"
+            )

@@ -1,0 +1,248 @@
+"""The report of the main job: every stage on test photographs, with intervals, controls, curves, pictures and costs."""
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from srgym.runners.measure.evaluation import (
+    draw,
+    evaluate,
+    evaluation_record,
+    mapping_reward,
+    save_evaluation,
+    spread_indices,
+)
+from srgym.runners.measure.methods import Method, Samples, baselines
+from srgym.runners.measure.metrics import make_metrics
+from srgym.runners.measure.statistics import Band
+from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panels, Text
+from srgym.runners.report.evaluation_report import INTERVALS, record_tables
+from srgym.runners.report.numbers import plain
+from srgym.runners.report.panels import make_panels
+from srgym.runners.report.plots import curves, plane
+from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_log, read_run
+from srgym.runners.report.summary import level, metric_names, present
+from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
+from srgym.runners.report.verdicts import against_baselines, alerts, claim
+
+__all__ = ["HELD_OUT", "oars_document", "stage_methods", "write_oars_report"]
+
+HELD_OUT = ("structure_texture", "appearance", "psnr_y", "ssim_y", "psnr_chroma")
+
+
+def write_oars_report(
+    run_dir: str | Path,
+    *,
+    env: Mapping[str, Any] | None = None,
+    metrics: Sequence[Any] | None = None,
+    roles: Mapping[str, str | None] | None = None,
+    steps: int | None = None,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    pictures: int = 6,
+    picture_size: int | None = 256,
+) -> Path:
+    """Evaluate every stage of a finished run on test contexts and write `report.html` and `report.md` into its folder.
+
+    Args:
+        run_dir: the run's folder, with `run.json` and `config.json`.
+        env: what changes in the run's env section for the test; by default the split "test" of the photographs, and of
+            another source nothing, which the report then warns of.
+        metrics: metrics never trained on, besides the rewards of the run; by default `HELD_OUT`.
+        roles: `sft`, `final` and `control` by stage name, where they can't be told from the stages.
+        steps: of the sampler; by default the last stage's `runner.eval_steps`.
+        seeds: of the samples' noise.
+        limit: contexts to evaluate on, spread evenly; all by default.
+        pictures: how many contexts are shown. picture_size: side of their HR in pixels, where the source cuts crops.
+
+    Returns:
+        The path of `report.html`. The numbers lie beside it in `evaluation/`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished run.
+    """
+    from srgym.envs import sources
+    from srgym.runners.run.build import build_policy, load_policy
+
+    started, run = time.monotonic(), read_run(Path(run_dir))
+    parts, last = run.roles(roles), run.stages[-1].settings
+    changes = env if env is not None else {"split": "test"} if last["env"].get("name") == "photographs" else {}
+    section = {key: value for key, value in {**last["env"], **changes}.items() if key != "prompts"}
+    steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
+    policies: dict[str, Any] = {"base": build_policy(run.stages[0].settings["policy"], section)}
+    policies |= {s.name: load_policy(s.folder / "policy") for s in run.stages}
+    methods = stage_methods(policies, parts, steps)
+    measured = make_metrics({**run.rewards(), **{_label(m): m for m in (HELD_OUT if metrics is None else metrics)}})
+    source = sources.make(section)
+    frame = evaluate(methods, source, measured, seeds=seeds, limit=limit)
+    record = evaluation_record(
+        methods, measured, env=section, seeds=list(seeds), contexts=len(source), limit=limit, seen=not changes
+    )
+    save_evaluation(frame, record, run.folder / "evaluation")
+    if picture_size and "size" in section:
+        source = sources.make({**section, "size": picture_size})
+    shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
+    drawn = (
+        draw(shown, source, spread_indices(len(source), min(pictures, len(source))), reward=mapping_reward(measured))
+        if pictures
+        else []
+    )
+    document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
+    return document.save(run.folder)
+
+
+def _label(spec: Any) -> str:
+    return str(spec.get("label", spec.get("name"))) if isinstance(spec, Mapping) else str(spec)
+
+
+def stage_methods(policies: Mapping[str, Any], roles: Roles, steps: int) -> dict[str, Method]:
+    """What the report compares: what costs no reinforcement learning (of the SFT policy), then every stage."""
+    start = policies[roles.sft or "base"]
+    found = baselines(start, steps)
+    return {**found, **{name: Samples(policy, steps) for name, policy in policies.items()}}
+
+
+def oars_document(
+    run: RunFolder,
+    roles: Roles,
+    frame: pd.DataFrame,
+    record: Mapping[str, Any],
+    panels: Panels | None = None,
+    seconds: float | None = None,
+) -> Document:
+    """The report as a document, from what was measured.
+
+    Args:
+        frame: of `srgym.runners.measure.evaluation.evaluate`, with a method named after each stage, and "base".
+        record: of `evaluation_record`.
+        panels: pictures, if any.
+        seconds: what the evaluation took.
+    """
+    start, reward = roles.sft or "base", next(iter(run.rewards()), None)
+    stages = [name for name in ("base", *(stage.name for stage in run.stages)) if (frame["method"] == name).any()]
+    rest = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
+    used = {*run.rewards(), *run.trained_on()}
+    trained = [m for m in metric_names(frame) if any(m == label or m.startswith(f"{label}.") for label in used)]
+    held_out = [m for m in metric_names(frame) if m not in trained]
+    crops = len(frame[["photograph", "crop"]].drop_duplicates())
+    document = Document(
+        f"OARS: {run.tree.get('name', run.folder.name)}",
+        f"{crops} test crops of {frame['photograph'].nunique()} photographs, none of which was trained on. "
+        f"Seed {run.seed}; finished {run.record.get('ended', 'at an unknown time')}.",
+    )
+    if reward is not None:
+        document.add(*_verdicts(run, roles, frame, reward, start, [m for m in held_out if m in record["metrics"]]))
+    if record.get("seen"):
+        document.add(Callout("warning", "These are the contexts that were trained on: nothing here speaks of others."))
+    pairs = _pairs(roles, start)
+    document.add(
+        Heading("What changed"),
+        Text(INTERVALS),
+        difference_table(frame, pairs, trained, record, "What was trained on, and its parts. Bold: clear of zero."),
+        difference_table(frame, pairs, held_out, record, "Metrics never trained on. Bold: clear of zero."),
+        Heading("Every stage, and what costs no reinforcement learning"),
+        levels_table(frame, [*rest, *stages], _columns(frame, record), record, strong=[roles.final]),
+        Text(f"Bicubic needs no policy; the mean prediction and the samples of fewer steps are those of **{start}**."),
+        *_where_they_lie(frame, [*rest, *stages], reward, record),
+    )
+    document.add(*_learning(run))
+    if panels is not None and panels.rows:
+        document.add(Heading("Pictures"), panels)
+    document.add(*_costs(run, seconds), Heading("What was measured"), *record_tables(record))
+    return document
+
+
+def _verdicts(
+    run: RunFolder, roles: Roles, frame: pd.DataFrame, reward: str, start: str, held_out: Sequence[str]
+) -> list[Block]:
+    fidelity = present(frame, [f"{label}.fidelity" for label in run.rewards()])
+    _, callouts = claim(frame, reward, roles.final, start, roles.control, fidelity)
+    stages = {"base", *(stage.name for stage in run.stages)}
+    baselines = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
+    beside = against_baselines(frame, roles.final, baselines, reward)
+    if beside:
+        callouts.append(Callout("neutral", f"**{reward}**, {roles.final}. {beside}", "Without RL"))
+    names = [stage.name for stage in run.stages if stage.name not in (start, *run.under_control())]
+    return [Heading("The claim"), *callouts, *alerts(frame, names, start, reward, held_out)]
+
+
+def _pairs(roles: Roles, start: str) -> list[tuple[str, str]]:
+    pairs = [(roles.final, start)]
+    if roles.control is not None:
+        pairs += [(roles.final, roles.control), (roles.control, start)]
+    return pairs if start == "base" else [*pairs, (start, "base")]
+
+
+def _columns(frame: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
+    """The table of levels: rewards and metrics, of the parts only fidelity and quality."""
+    kept = ("fidelity", "q_sr", "texture")
+    return [m for m in metric_names(frame) if m in record["metrics"] or m.rpartition(".")[2] in kept]
+
+
+def _where_they_lie(
+    frame: pd.DataFrame, methods: Sequence[str], reward: str | None, record: Mapping[str, Any]
+) -> list[Block]:
+    """The perception-fidelity plane: fidelity against ground truth where there is some, else the scorer's."""
+    fidelity = present(frame, ["structure_texture", "psnr_y", f"{reward}.fidelity"])
+    quality = present(frame, [f"{reward}.q_sr", "structure_texture.texture"])
+    if not fidelity or not quality:
+        return []
+    points = {name: (level(frame, name, fidelity[0]).value, level(frame, name, quality[0]).value) for name in methods}
+    figure = plane(
+        {}, points, metric_title(fidelity[0], record), metric_title(quality[0], record), "Perception against fidelity",
+        "Up is perceptually better, right is closer to the ground truth.",
+    )  # fmt: skip
+    return [Figures([figure])]
+
+
+def _learning(run: RunFolder) -> list[Block]:
+    blocks: list[Block] = []
+    for stage in run.stages:
+        figures = _stage_curves(stage)
+        if figures:
+            blocks += [Heading(stage.name, 3), Figures(figures)]
+    return [Heading("Learning curves"), *blocks] if blocks else []
+
+
+def _stage_curves(stage: StageRecord) -> list[Figure]:
+    log = read_log(stage.folder)
+    wanted = {
+        "training reward": {"collected": "reward/mean", "held out": "eval/reward"},
+        "fidelity": {"collected": "reward/fidelity", "held out": "eval/fidelity"},
+        "quality of SR": {"collected": "reward/q_sr", "held out": "eval/q_sr"},
+    }
+    figures = []
+    for title, columns in wanted.items():
+        series = {name: _logged(log, column) for name, column in columns.items() if column in log.columns}
+        series = {name: band for name, band in series.items() if len(band.x) > 1}
+        if "cost/images" in log.columns and "reward/mean" in log.columns and series:
+            figures.append(curves(series, "images scored", title, f"{stage.name}, {title}"))
+    return figures
+
+
+def _logged(log: pd.DataFrame, column: str) -> Band:
+    rows = log[["cost/images", column]].dropna() if "cost/images" in log.columns else log[[]]
+    values = rows.to_numpy(dtype=np.float64).reshape(len(rows), -1)
+    nothing = np.full(len(rows), np.nan)
+    if len(rows) == 0:
+        return Band(nothing, nothing, nothing, nothing, 1)
+    return Band(values[:, 0], values[:, 1], nothing, nothing, 1)
+
+
+def _costs(run: RunFolder, seconds: float | None) -> list[Block]:
+    # On Linux the peak is in KiB. It is this process's, which is the one that trained if the report ends its run.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    said = f"Peak memory of the process that wrote this report: {plain(peak, 2)} GiB."
+    if seconds is not None:
+        said += f" Evaluation and pictures took {plain(seconds, 0)} s."
+    versions = ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())
+    command = " ".join(run.record.get("command", []))
+    blocks: list[Block] = [Heading("What it cost"), cost_table({s.name: s.cost for s in run.stages}), Text(said)]
+    if command:
+        blocks.append(Text(f"Command: `{command}`." + (f" {versions}." if versions else "")))
+    return blocks

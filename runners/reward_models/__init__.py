@@ -1,0 +1,1 @@
+"""Making reward models: candidates, labels, training, held-out figures."""

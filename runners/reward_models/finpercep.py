@@ -1,0 +1,266 @@
+"""The training of the compact FinPercep-RM that ships with the package (`srgym train experiment=finpercep_compact`).
+
+Super-resolutions of many kinds come from the compact policy (at several numbers of steps, under random LoRAs, its
+mean), from bicubic, manipulations and codecs; masks plant them in the ground truth. Every step draws contexts, kinds,
+crops, symmetries and masks anew.
+
+Where the paper starts from a trained global model, the compact one starts from nothing, so S_base is a constant, 0.8:
+without a base model every clean image counts as good as any other. The features of the true map are band energies,
+DINOv3's place being empty.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from srgym import rewards
+from srgym.envs import SRTask
+from srgym.envs.operations import jpeg
+from srgym.policies import FlowPolicy, derive_seeds
+from srgym.policies.compact import CompactPolicy
+from srgym.rewards.base import Incompatible
+from srgym.rewards.finpercep.heldout import held_out
+from srgym.rewards.finpercep.model import FinPercepRM
+from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
+from srgym.rewards.finpercep.train import Example, make_examples, train
+from srgym.runners.reward_models.compass import candidates, shaken
+
+__all__ = ["FinPercepSettings", "Pool", "build_finpercep", "draw_examples", "held_out_examples", "make_pool"]
+
+_STEPS = ((1, 6), (2, 8), (3, 12), (4, 6))
+
+
+@dataclass(frozen=True)
+class FinPercepSettings:
+    """How the compact FinPercep-RM is made.
+
+    Attributes:
+        contexts, validation_contexts: of the training and of the validation split.
+        candidates: super-resolutions kept of each context, of kinds drawn at random.
+        quantile: of the training maps' non-zero values, what counts as a fault of 1.
+        presets: the degradations that contexts are taken from in turn.
+        shaken: strengths of the random LoRAs whose policies add candidates.
+        steps: optimiser steps of stage 0, 1, ...; a stage with none is passed through.
+        contexts_per_step, candidates_per_step: of each context so many of its super-resolutions.
+        crop: side of what a step sees of them, in pixels.
+        dither: standard deviation, at most, of the noise on what a step sees; the labels are those without it.
+        lr: the highest learning rate.
+        map, likelihood, grade: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
+        modulation: see `FinPercepRM`.
+    """
+
+    contexts: int = 360
+    validation_contexts: int = 24
+    candidates: int = 8
+    quantile: float = 0.9
+    presets: Sequence[str] = ("mild", "mixture")
+    shaken: Sequence[float] = (0.01, 0.03)
+    steps: Sequence[int] = (0, 4000)
+    contexts_per_step: int = 2
+    candidates_per_step: int = 3
+    crop: int = 64
+    dither: float = 0.006
+    lr: float = 2.5e-3
+    map: float = 1.0
+    likelihood: float = 2.0
+    grade: float = 1.0
+    modulation: str = "clean"
+
+    def __post_init__(self) -> None:
+        names = ("contexts", "validation_contexts", "candidates", "contexts_per_step", "candidates_per_step")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+        if not 1 <= len(self.steps) <= 4 or min(self.steps) < 0 or self.steps[-1] < 1:
+            raise ValueError(
+                f"scorer.steps are those of stage 0, 1, ... (up to 3), the last at least 1, got {list(self.steps)}"
+            )
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
+        if self.crop < 32:
+            raise ValueError(f"scorer.crop is at least 32 pixels, got {self.crop}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One context's ground truth [3, H, W] and super-resolutions of it [M, 3, H, W], of the kinds named."""
+
+    gt: Tensor
+    sr: Tensor
+    kinds: tuple[str, ...]
+
+
+def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, kept: int, seed: int) -> list[Pool]:
+    """Super-resolutions of n contexts, taken in turn from the tasks (degradations) and the policies.
+
+    Raises:
+        Incompatible: for contexts without ground truth, which faults are told by.
+    """
+    pool = []
+    for i in range(n):
+        task = tasks[i % len(tasks)]
+        context = task.context(derive_seeds(seed, 0, i, stream="context") % len(task))
+        if context.hr is None:
+            raise Incompatible("FinPercep-RM learns faults against ground truth, and these contexts have no 'hr'")
+        name = list(policies)[i % len(policies)]
+        steps = _STEPS[i // len(tasks) % len(_STEPS)]
+        made = candidates(context.lr, context.hr, {name: policies[name]}, steps, seed + i, repeats=1)
+        made = [(kind, image) for kind, image in made if kind != "truth"]
+        made += _coded({"truth": context.hr, "sample": made[0][1]}, seed + i)
+        order = torch.randperm(len(made), generator=torch.Generator().manual_seed(seed + i))[:kept].tolist()
+        images = torch.cat([made[j][1] for j in order])
+        pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order)))
+    return pool
+
+
+def _coded(images: Mapping[str, Tensor], seed: int) -> list[tuple[str, Tensor]]:
+    """What codecs and enlargers do to images [1, 3, H, W], beside the manipulations of `candidates`: (kind, image)."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for name, image in images.items():
+        quality, side = (int(torch.randint(*ends, (), generator=generator)) for ends in ((5, 50), (2, 7)))
+        squares = F.interpolate(F.avg_pool2d(image, side, ceil_mode=True), scale_factor=side)
+        squares = squares[..., : image.shape[-2], : image.shape[-1]]
+        made += [(f"{name}, JPEG", jpeg(image[0], quality)[None]), (f"{name}, squares", squares)]
+    return made
+
+
+def _divisor(pool: Sequence[Pool], quantile: float) -> float:
+    """What brings the pool's fault maps to [0, 1]."""
+    maps = [fault_map(p.sr, p.gt.expand_as(p.sr), band_energies).flatten() for p in pool]
+    return normaliser(torch.cat(maps), quantile)
+
+
+def draw_examples(pool: Sequence[Pool], settings: FinPercepSettings, divisor: float, seed: int) -> Iterator[Example]:
+    """Endless batches: contexts, kinds, a part of the picture, its symmetry and colours, and masks, all drawn anew."""
+    generator, number = torch.Generator().manual_seed(seed), 0
+    while True:
+        number += 1
+        picked = torch.randint(len(pool), (settings.contexts_per_step,), generator=generator)
+        sr, gt = [], []
+        for i in picked:
+            ours, truth = _part(pool[int(i)], settings, generator)
+            sr.append(ours)
+            gt.append(truth.expand_as(ours))
+        pair = (torch.cat(sr), torch.cat(gt))
+        masks = seed * 7919 + number
+        (example,) = make_examples([pair], seed=masks, features=band_energies, divisor=divisor)
+        example = replace(example, group=picked.repeat_interleave(len(sr[0])))
+        yield _dithered(example, settings.dither, generator)
+
+
+def _dithered(example: Example, most: float, generator: torch.Generator) -> Example:
+    """Faint noise on every image, of a strength of its own: a score must not turn on what nobody sees."""
+
+    def noisy(image: Tensor) -> Tensor:
+        sigma = most * torch.rand(len(image), 1, 1, 1, generator=generator)
+        return (image + sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+
+    return replace(example, sr=noisy(example.sr), gt=noisy(example.gt), synthetic=noisy(example.synthetic))
+
+
+def _part(one: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some of a context's super-resolutions and its truth: [M, 3, s, s], [3, s, s]."""
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
+
+    rows = torch.randperm(len(one.sr), generator=generator)[: settings.candidates_per_step]
+    side = min(settings.crop, *one.gt.shape[-2:])
+    top, left, turn, flip = draw(one.gt.shape[-2] - side + 1), draw(one.gt.shape[-1] - side + 1), draw(4), draw(2)
+    cut = (x[..., top : top + side, left : left + side] for x in (one.sr[rows], one.gt))
+    # Other colours, darker or paler: there are few photographs, and a score must not be learnt of what they show.
+    colours = torch.randperm(3, generator=generator)
+    darker, lift = torch.rand(2, generator=generator).tolist()
+    contrast = 1 - 0.4 * darker
+    turned = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in cut)
+    sr, gt = (lift * (1 - contrast) + contrast * x[..., colours, :, :] for x in turned)
+    return sr, gt
+
+
+def held_out_examples(pool: Sequence[Pool], divisor: float, seed: int) -> list[Example]:
+    """One example a context, of all its super-resolutions."""
+    return [
+        make_examples(
+            [(p.sr, p.gt.expand_as(p.sr))], seed=seed + i, features=band_energies, divisor=divisor
+        )[0]
+        for i, p in enumerate(pool)
+    ]  # fmt: skip
+
+
+def build_finpercep(
+    options: Mapping[str, Any], policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+) -> dict[str, float]:
+    """Make super-resolutions with the policy, train FinPercep-RM on them stage by stage, write it to `folder`/scorer.
+
+    `held_out.json` beside it has the figures on the validation split (`srgym.rewards.finpercep.heldout`). The models of
+    earlier stages are in `folder`/rm0, rm1, ... Returns what it cost, and the figures.
+
+    Raises:
+        Incompatible: for a policy other than the compact one, or contexts without ground truth.
+    """
+    from srgym.runners.run.build import build_task
+
+    settings, started = FinPercepSettings(**options), time.monotonic()
+    if not isinstance(policy, CompactPolicy):
+        raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")
+    policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
+    nothing = rewards.make("psnr_y")
+
+    def pool(n: int, seed: int, **changes: Any) -> list[Pool]:
+        tasks = [build_task(env, nothing, preset=preset, **changes) for preset in settings.presets]
+        return make_pool(tasks, policies, n, settings.candidates, seed)
+
+    learnt = pool(settings.contexts, seed)
+    divisor = _divisor(learnt, settings.quantile)
+    validation = held_out_examples(pool(settings.validation_contexts, seed + 10**6, split="validation"), divisor, seed)
+    print(f"finpercep: {len(learnt)} contexts in {time.monotonic() - started:.0f} s", flush=True)
+    model = _fit(settings, learnt, validation, divisor, folder, seed)
+    found = held_out(model, validation, _judge)
+    notes = {"settings": asdict(settings), "divisor": divisor, "s_base": 0.8, "features": "band_energies", "seed": seed}
+    model.save(folder / "scorer", held_out=found, **json.loads(json.dumps(notes)))
+    (folder / "scorer" / "held_out.json").write_text(json.dumps(found, indent=2) + "\n")
+    return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **found}
+
+
+def _judge(images: Tensor, truth: Tensor) -> Tensor:
+    return rewards.make("structure_texture")(images, hr=truth).total
+
+
+def _fit(
+    settings: FinPercepSettings,
+    pool: Sequence[Pool],
+    validation: Sequence[Example],
+    divisor: float,
+    folder: Path,
+    seed: int,
+) -> FinPercepRM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FinPercepRM("compact", 0, settings.modulation)
+    examples = draw_examples(pool, settings, divisor, seed)
+    for stage, steps in enumerate(settings.steps):
+        if stage:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + stage)
+                model.grow()
+        if not steps:
+            continue
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
+        history = train(
+            model, examples, steps=steps, weights=(settings.map, 1.0, 1.0), grade=settings.grade,
+            likelihood=settings.likelihood, lr=settings.lr, cosine=True, autocast=torch.bfloat16,
+        )  # fmt: skip
+        model.save(folder / f"rm{stage}")
+        last = history[-max(1, steps // 20) :]
+        told = {name: sum(row[name] for row in last) / len(last) for name in last[0]}
+        told |= {name: value for name, value in held_out(model, validation, _judge).items() if "spearman" in name}
+        print(f"finpercep, stage {stage}: " + ", ".join(f"{k} {v:.3g}" for k, v in told.items()), flush=True)
+    return model

@@ -1,0 +1,39 @@
+"""The stage that trains a reward model: which model, and by which pipeline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srgym.policies import FlowPolicy
+
+__all__ = ["SCORERS", "train_scorer"]
+
+SCORERS = ("compass", "finpercep")
+
+
+def train_scorer(
+    options: Mapping[str, Any], policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+) -> dict[str, float]:
+    """Train the reward model `options["model"]` ("compass" when not said) and write it to `folder`/scorer.
+
+    Args:
+        options: the model's settings (`ScorerSettings`, `FinPercepSettings`) and `model`.
+        policy: makes the images to learn from, in contexts of the section `env`.
+
+    Returns:
+        seconds, updates and the figures on held-out images.
+
+    Raises:
+        ValueError: for an unknown model.
+    """
+    settings = dict(options)
+    model = settings.pop("model", "compass")
+    if model == "compass":
+        from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
+
+        return build_scorer(ScorerSettings(**settings), policy, env, folder, seed)
+    if model == "finpercep":
+        from srgym.runners.reward_models.finpercep import build_finpercep
+
+        return build_finpercep(settings, policy, env, folder, seed)
+    raise ValueError(f"scorer.model is one of {', '.join(SCORERS)}, got '{model}'")

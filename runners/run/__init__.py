@@ -1,0 +1,1 @@
+"""A run from its settings: composed, resolved, built, its stages one after the other, tried dry, launched."""

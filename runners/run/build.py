@@ -1,0 +1,155 @@
+"""From settings to the parts of a run: task, policy, agent, runner."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from srgym import policies, rewards
+from srgym.agents import agent_class
+from srgym.agents.registry import check_options
+from srgym.envs import sources
+from srgym.envs.task import SRTask
+from srgym.policies.base import FlowPolicy
+from srgym.rewards.base import Reward
+from srgym.rewards.serving.readiness import ensure_ready
+from srgym.runners.loop.heldout import Heldout
+from srgym.runners.loop.settings import RunnerSettings
+from srgym.runners.run.config import compose, resolve
+from srgym.runners.run.stages import Run
+
+if TYPE_CHECKING:
+    from srgym.agents.base import Agent
+
+__all__ = [
+    "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
+    "load_policy", "make_runner", "pick_device", "use_threads",
+]  # fmt: skip
+
+
+def make_runner(*overrides: str, quiet: bool = True, config_dirs: Sequence[Path] = (), **settings: Any) -> Run:
+    """A run from Python, with the same settings as `srgym train`.
+
+    Args:
+        overrides: as on the command line: `"experiment=oars"`, `"runner.lr=1e-3"`.
+        quiet: show no progress.
+        config_dirs: folders of the user's own configs.
+        settings: the same by keyword, for keys without a dot: `make_runner(experiment="oars", seed=3)`.
+
+    Returns:
+        A run whose `.learn()` trains every stage and returns what each of them cost.
+    """
+    given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
+    tree, line = compose(given, config_dirs)
+    return Run(resolve(tree, line), quiet=quiet)
+
+
+def use_threads(threads: int | None) -> None:
+    """torch's threads: the number given, else `OMP_NUM_THREADS`, else one a core that this process may use."""
+    if threads is None:
+        threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"runner.device is auto, cpu, cuda or cuda:N, got '{name}'") from error
+
+
+def build_task(env: Mapping[str, Any], reward: Reward, **changes: Any) -> SRTask:
+    """The task of an env section: its source by `name`, the source's options, and `prompts`."""
+    options = {**env, **changes}
+    name, prompts = options.pop("name"), options.pop("prompts", False)
+    return SRTask(sources.make(name, **options), reward, prompts=prompts)
+
+
+def build_reward(section: Any) -> Reward:
+    """The reward of a reward section, a name or a mapping as `srgym.rewards.make` takes it; what it asks answers.
+
+    Raises:
+        ValueError: if a server that it depends on isn't there, before anything is trained.
+    """
+    reward = rewards.make(section)
+    ensure_ready(reward)
+    return reward
+
+
+def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPolicy:
+    """The policy of a policy section, at the scale of the contexts unless the section says another."""
+    options = dict(section)
+    name = options.pop("name")
+    if options.get("scale", 0) is None:
+        options["scale"] = env.get("scale", 4)
+    return policies.make(name, **options)
+
+
+def load_policy(folder: Path) -> FlowPolicy:
+    """A saved policy."""
+    return policies.load(folder)
+
+
+def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
+    """The agent of an agent section: `name` (one of the library's, or `module:Class`) and its hyperparameters.
+
+    Raises:
+        Incompatible: if the agent can't learn from this reward or these contexts.
+        ValueError: for an unknown agent, or a hyperparameter that it hasn't got.
+    """
+    options = dict(section)
+    name = options.pop("name")
+    check_options(name, options)
+    agent = agent_class(name)(policy, task.reward, **options)
+    agent.check(task.source.provides)
+    return agent
+
+
+def check_parts(sections: Mapping[str, Any]) -> None:
+    """Make what a later stage needs beside the policy, and let it go: hours of training shouldn't end in a misspelling.
+
+    Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
+    """
+    build_settings(sections["runner"])
+    agent = dict(sections["agent"])
+    check_options(agent.pop("name"), agent)
+    reward = None if _loads_a_judge(sections["reward"]) else rewards.make(sections["reward"])
+    build_task(sections["env"], reward if reward is not None else rewards.make("psnr_y"))
+
+
+def _loads_a_judge(section: Any) -> bool:
+    """Whether a reward section asks for an engine in this process."""
+    if not isinstance(section, Mapping):
+        return False
+    return section.get("engine") in ("transformers", "vllm") or any(map(_loads_a_judge, section.values()))
+
+
+def build_settings(section: Mapping[str, Any]) -> RunnerSettings:
+    """The runner section, checked."""
+    return RunnerSettings(**section)
+
+
+def build_heldout(
+    settings: RunnerSettings, env: Mapping[str, Any], changes: Mapping[str, Any] | None, reward: Reward, seed: int
+) -> Heldout | None:
+    """The evaluation during the run, on the env section with `changes` (photographs: split=validation), or None.
+
+    Warns where those images are trained on too.
+    """
+    if not (settings.eval_every or settings.images_every) or not settings.eval_contexts or changes is None:
+        return None
+    held_out = {**env, **changes}
+    if env.get("split") == "all" and all(env[key] == held_out[key] for key in env if key != "split"):
+        warnings.warn(
+            f"the evaluation during the run is on images that are trained on: env.split=all holds those of "
+            f"heldout.split={held_out['split']}, too; env.split=train keeps them apart",
+            stacklevel=2,
+        )
+    task = build_task(env, reward, **changes)
+    return Heldout(task, settings.eval_contexts, settings.eval_steps, seed)

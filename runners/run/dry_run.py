@@ -1,0 +1,214 @@
+"""`srgym train --dry-run`: what a run will need, said before anything is loaded, and on a GPU tried for one step."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from srgym.runners.run.config import RunConfig, StageConfig
+
+if TYPE_CHECKING:
+    from srgym.policies.base import FlowPolicy
+    from srgym.policies.estimate import Estimate, Workload
+
+__all__ = ["Measured", "dry_run", "measure", "workload"]
+
+_GIB = 2**30
+_ASSUMED = "H100"
+_SHARE = 0.4
+_SMALL = 1e8  # parameters, below which a processor will do
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One step that was run: seconds of a forward, an update and a decoding, and the peak in bytes (None: no GPU)."""
+
+    forward: float
+    update: float
+    decode: float
+    peak: int | None
+
+    def __str__(self) -> str:
+        peak = "" if self.peak is None else f", {self.peak / _GIB:.1f} GiB at the worst"
+        return f"measured: forward {self.forward:.3f} s, update {self.update:.3f} s, decoding {self.decode:.3f} s{peak}"
+
+
+def dry_run(config: RunConfig) -> str:
+    """For every stage that trains: parameters, memory, operations and time; on a GPU a step of the worst stage too.
+
+    Nothing is written, and without a GPU nothing is loaded.
+    """
+    told: list[str] = []
+    worst: tuple[float, StageConfig] | None = None
+    known: dict[str, tuple[str, Estimate]] = {}
+    for stage in config.stages:
+        if stage.kind != "train":
+            continue
+        key = json.dumps([stage.sections[name] for name in ("policy", "env", "agent", "lora")] + [_knobs(stage)])
+        like, predicted = known.get(key) or (stage.name, _predict(stage))
+        known[key] = like, predicted
+        lines = str(predicted).splitlines() if like == stage.name else []
+        told += [f"stage {stage.name}" + ("" if lines else f": as {like}"), *(f"  {line}" for line in lines)]
+        told += [f"  {line}" for line in _time(stage, predicted)]
+        if worst is None or predicted.peak > worst[0]:
+            worst = (predicted.peak, stage)
+    if worst is not None:
+        told += _fit(*worst)
+    return "\n".join(told)
+
+
+def _knobs(stage: StageConfig) -> list[Any]:
+    return [stage.sections["runner"].get(name) for name in ("contexts", "microbatch", "rollout_batch")]
+
+
+def workload(agent: Mapping[str, Any], runner: Mapping[str, Any]) -> "Workload":
+    """What one iteration of an agent section does under a runner section."""
+    from srgym.policies.estimate import Workload
+
+    name, steps = agent["name"], agent.get("steps") or 6
+    size, draws = agent.get("group_size") or 8, agent.get("draws") or 1
+    common = {
+        "contexts": runner["contexts"], "microbatch": runner["microbatch"], "epochs": agent.get("epochs") or 1,
+        "rollout_batch": runner.get("rollout_batch"), "steps": steps, "group_size": size, "old": False,
+    }  # fmt: skip
+    if name == "cold_start":
+        return Workload(**common | {"steps": 0, "group_size": draws}, times=1, reference=False)
+    if name == "refl":
+        last = steps if agent.get("k_last") == "all" else int(agent.get("k_last") or 1)
+        alone = {"steps": steps - last, "group_size": agent.get("group_size") or 1}
+        return Workload(**common | alone, times=0, reward_steps=last)
+    if name == "flow_grpo":
+        fast, kl = bool(agent.get("fast")), agent.get("kl")
+        held = kl if kl is not None else 0.0 if fast or agent.get("solver") == "cps" else 0.04
+        times = agent.get("window") or 2 if fast else steps - 1
+        guided = (agent.get("guidance") or 1.0) != 1.0
+        return Workload(**common | {"old": bool(agent.get("guard"))}, times=times, reference=held > 0, guided=guided)
+    if name == "dpo":
+        pairs = (agent.get("top") or 2) ** 2 if agent.get("pairs") == "top_n" else 1
+        return Workload(**common, times=2 * pairs * draws / size)
+    times = max(1, int((agent.get("time_share") or 0.99) * steps))
+    return Workload(**common | {"old": True}, times=times, reference=(agent.get("kl") or 0.0) > 0)
+
+
+def _sections(stage: StageConfig) -> tuple[str, dict[str, Any], tuple[int, int]]:
+    """A stage's policy by name, its options, and the LR images' size."""
+    env, options = stage.sections["env"], dict(stage.sections["policy"])
+    name = options.pop("name")
+    scale = options.get("scale") or env.get("scale") or 4
+    if "scale" in options:
+        options["scale"] = scale
+    side = (env.get("size") or 512) // scale
+    return name, options, (side, side)
+
+
+def _predict(stage: StageConfig) -> "Estimate":
+    from srgym.policies.estimate import estimate
+
+    name, options, (height, width) = _sections(stage)
+    work = workload(stage.sections["agent"], stage.sections["runner"])
+    return estimate(name, options, work, height=height, width=width, lora=stage.sections["lora"])
+
+
+def _device() -> tuple[str, float, int | None]:
+    """(name, peak operations a second, bytes of memory): of the GPU here, else of an assumed one."""
+    import torch
+
+    from srgym.policies.estimate import PEAKS
+
+    if not torch.cuda.is_available():
+        return f"an {_ASSUMED} (there is no GPU here)", PEAKS[_ASSUMED], None
+    facts = torch.cuda.get_device_properties(0)
+    known = [peak for part, peak in PEAKS.items() if part in facts.name]
+    return facts.name, known[0] if known else PEAKS[_ASSUMED], facts.total_memory
+
+
+def _processor() -> tuple[str, float]:
+    """This processor's operations a second, as a product of matrices attains them."""
+    import torch
+
+    one = torch.ones(768, 768)
+    torch.mm(one, one)
+    started = time.perf_counter()
+    torch.mm(one, one)
+    return "this processor", 2 * 768**3 / (time.perf_counter() - started)
+
+
+def _time(stage: StageConfig, predicted: "Estimate") -> list[str]:
+    name, peak, memory = _device()
+    if memory is None and predicted.parameters["network"] < _SMALL:
+        name, peak = _processor()
+    seconds = predicted.seconds(peak, _SHARE)
+    lines = [f"{seconds:.3g} s an iteration on {name} at {_SHARE:.0%} of its peak, rewards not counted"]
+    iterations = stage.sections["runner"].get("iterations")
+    if iterations:
+        lines.append(f"{_hours(seconds * iterations)} for {iterations} iterations")
+    return lines
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 3600:.3g} h"
+
+
+def _fit(peak: float, stage: StageConfig) -> list[str]:
+    """Whether the worst stage fits the GPU here, and if so one step of it, run."""
+    name, _, memory = _device()
+    if memory is None:
+        return []
+    if peak > 0.95 * memory:
+        return [
+            f"stage {stage.name} needs {peak / _GIB:.0f} GiB, and {name} has {memory / _GIB:.0f}: lower "
+            "runner.microbatch and policy.rows, set policy.text_encoder=offload and policy.decode_tile=256, or shard "
+            "the model over several GPUs (runner.parallel=fsdp)"
+        ]
+    from srgym.runners.run.build import build_policy
+
+    policy = build_policy(stage.sections["policy"], stage.sections["env"])
+    lora = stage.sections["lora"]
+    if lora is not None:
+        policy.add_adapters(lora["rank"], lora["alpha"], tuple(lora["targets"]) if lora.get("targets") else None)
+    work = workload(stage.sections["agent"], stage.sections["runner"])
+    return [f"stage {stage.name}, {measure(policy.to('cuda'), work, _sections(stage)[2])}"]
+
+
+def measure(policy: "FlowPolicy", work: "Workload", size: tuple[int, int]) -> Measured:
+    """Run one forward, one update and one decoding of a microbatch of random LR images, after one to warm up."""
+    import torch
+
+    cuda = policy.device.type == "cuda"
+    rows = work.microbatch
+    with torch.no_grad():
+        cond = policy.encode({"lr": torch.rand(1, 3, *size, device=policy.device), "prompt": None})
+    cond = cond[torch.zeros(rows, dtype=torch.int64, device=policy.device)]
+    x = torch.randn(rows, *policy.latent_shape(cond), device=policy.device)
+    t = torch.full((rows,), 0.5, device=policy.device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            policy.velocity(x, t, cond)
+
+    def update() -> None:
+        policy.velocity(x, t, cond).float().square().mean().backward()  # type: ignore[no-untyped-call]
+        policy.zero_grad(set_to_none=True)
+
+    def decode() -> None:
+        with torch.no_grad():
+            policy.decode(x[:1], cond[:1])
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    forward_time, update_time, decode_time = (_timed(run, cuda) for run in (forward, update, decode))
+    return Measured(forward_time, update_time, decode_time, torch.cuda.max_memory_allocated() if cuda else None)
+
+
+def _timed(run: Callable[[], None], cuda: bool) -> float:
+    import torch
+
+    run()
+    if cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,298 @@
+"""A run: its stages one after the other, each leaving a policy for the next.
+
+The folder of a run:
+
+    config.json               the settings, complete
+    run.json                  which stages are done, what they cost, where the final policy is
+    stages/NAME/policy/       the stage's policy
+    stages/NAME/metrics.csv   its log; tensorboard/ and checkpoints/ beside it
+"""
+
+import contextlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srgym.policies.base import FlowPolicy
+from srgym.runners.loop.checkpoint import write_folder
+from srgym.runners.loop.distributed import World, shard, unshard
+from srgym.runners.loop.heldout import averaged_weights
+from srgym.runners.loop.interrupt import Interrupted
+from srgym.runners.loop.loggers import make_loggers
+from srgym.runners.loop.runner import Runner
+from srgym.runners.loop.settings import same_config
+from srgym.runners.run.config import RunConfig, StageConfig
+
+__all__ = ["Run", "merge_lora"]
+
+
+class Run:
+    """Every stage of a run, in order; what is done already is not done again.
+
+    Args:
+        config: the resolved settings.
+        quiet: show no progress.
+    """
+
+    def __init__(self, config: RunConfig, quiet: bool = False) -> None:
+        self.config, self.folder, self._quiet = config, config.out, quiet
+        self._world = World()
+
+    def learn(self) -> dict[str, dict[str, float]]:
+        """Run all stages and return each one's cost.
+
+        Raises:
+            Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
+            LostProcess: if another of the run's processes ended.
+            ValueError: if the folder holds a run of other settings.
+        """
+        self._world = self._join()
+        try:
+            costs = self._learn()
+        except Interrupted:
+            self._world.close()
+            raise
+        except RuntimeError as error:
+            lost = self._world.lost(error)
+            if lost is None:
+                raise
+            raise lost from error
+        self._world.close()  # not after an error: the others may be waiting in the midst of something
+        return costs
+
+    def _learn(self) -> dict[str, dict[str, float]]:
+        if self._world.main:
+            self._claim()
+        self._world.barrier()
+        self._look_ahead()
+        costs: dict[str, dict[str, float]] = {}
+        for stage in self.config.stages:
+            done = self._world.gather(self._done(stage.name))[0]
+            if done is None and (stage.kind == "train" or self._world.main):
+                done = {"train": self._train, "merge": self._merge, "scorer": self._scorer}[stage.kind](stage)
+                if self._world.main:
+                    self._record(stage.name, done)
+            self._world.wait()
+            costs[stage.name] = done or {}
+        return costs
+
+    def _look_ahead(self) -> None:
+        """Check the stages that come after the next, which checks itself."""
+        from srgym.runners.run import build
+
+        seen: list[Any] = []
+        for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
+            parts = [stage.sections[name] for name in ("env", "reward", "agent", "runner")]
+            if seen and parts not in seen:
+                build.check_parts(stage.sections)
+            seen.append(parts)
+
+    def _join(self) -> World:
+        from srgym.runners.run import build
+
+        section = self.config.stages[0].sections["runner"]
+        return World.start(build.pick_device(section["device"]), section["patience"])
+
+    @property
+    def policy_folder(self) -> Path:
+        """The last stage's policy."""
+        return self._stage_folder(self.config.stages[-1].name) / "policy"
+
+    def report(self) -> Path | None:
+        """Write the report that the settings ask for, and return its path; None if they ask for none."""
+        section = self.config.tree.get("report")
+        if not section or not self._world.main:
+            return None
+        from srgym.runners.report import write_report
+
+        return write_report(self.folder, section)
+
+    def _stage_folder(self, name: str) -> Path:
+        return self.folder / "stages" / name
+
+    # The record
+
+    def _claim(self) -> None:
+        """Write the settings into the folder, or check that those it holds are these."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.json"
+        now = json.loads(json.dumps(self.as_json()))
+        if path.is_file():
+            before = json.loads(path.read_text())
+            begun = [name for name in before["stages"] if self._begun(name)]
+            if begun:
+                same_config({"seed": before["seed"]}, {"seed": now["seed"]}, self.folder)
+            for name in begun:
+                if name in now["stages"]:
+                    same_config(before["stages"][name], now["stages"][name], self.folder, f"stages.{name}.")
+        _write_json(path, now)
+
+    def _begun(self, name: str) -> bool:
+        """Whether a stage has left anything that other settings would contradict."""
+        return any((self._stage_folder(name) / made).is_dir() for made in ("checkpoints", "policy", "scorer"))
+
+    def as_json(self) -> dict[str, Any]:
+        """The complete settings, as JSON values."""
+        stages = {stage.name: stage.as_json() for stage in self.config.stages}
+        return {"name": self.config.name, "seed": self.config.seed, "overrides": self.config.overrides,
+                "stages": stages, "tree": self.config.tree}  # fmt: skip
+
+    def _read_record(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else {"stages": {}}
+
+    def _done(self, name: str) -> dict[str, float] | None:
+        cost: dict[str, float] | None = self._read_record()["stages"].get(name)
+        folder = self._stage_folder(name)
+        made = (folder / "policy" / "policy.json", folder / "scorer" / "model.json")
+        return cost if any(path.is_file() for path in made) else None
+
+    def _record(self, name: str, cost: Mapping[str, float]) -> None:
+        record = self._read_record()
+        record["stages"][name] = dict(cost)
+        record["complete"] = all(stage.name in record["stages"] for stage in self.config.stages)
+        record["policy"] = str(self.policy_folder.relative_to(self.folder))
+        record["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+        record["command"] = ["srgym", *sys.argv[1:]]
+        record["ended"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        _write_json(self.folder / "run.json", record)
+
+    # Stages
+
+    def _train(self, stage: StageConfig) -> dict[str, float]:
+        folder = self._stage_folder(stage.name)
+        runner, agent, loggers = self._build(stage, folder)
+        try:
+            cost = runner.learn()
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal, self.folder) from None
+        finally:
+            for logger in loggers:
+                logger.close()
+        policy = runner.policy
+        if runner.world.sharded:
+            unshard(policy, runner.world.main)
+        else:
+            policy.cpu()
+        if runner.world.main:
+            with contextlib.nullcontext() if policy.has_adapters else averaged_weights(policy, agent):
+                write_folder(folder / "policy", policy.save)
+        return cost
+
+    def _build(self, stage: StageConfig, folder: Path) -> tuple[Runner, Any, list[Any]]:
+        from srgym.runners.run import build
+
+        sections, seed = stage.sections, self.config.seed
+        settings = build.build_settings(sections["runner"])
+        build.use_threads(settings.threads)
+        reward = build.build_reward(sections["reward"])
+        task = build.build_task(sections["env"], reward)
+        device = build.pick_device(settings.device)
+        world = replace(self._world, sharded=settings.parallel == "fsdp" and not self._world.alone)
+        policy = self._start(stage)
+        if world.sharded:
+            shard(policy, device, settings.microbatch)
+        policy.to(device)
+        agent = build.build_agent(sections["agent"], policy, task)
+        heldout = build.build_heldout(settings, sections["env"], self.config.tree.get("heldout"), reward, seed)
+        loggers: list[Any] = []
+        runner = Runner(
+            task, policy, agent, settings, seed=seed, folder=folder, loggers=loggers, heldout=heldout,
+            name=stage.name, config=stage.as_json(), quiet=self._quiet, world=world,
+        )  # fmt: skip
+        runner.resume()
+        name = f"{self.config.name}-{stage.name}"
+        if world.main:
+            loggers += make_loggers(self.config.logger, folder, name, self.as_json(), after=runner.iteration)
+        return runner, agent, loggers
+
+    def _start(self, stage: StageConfig) -> FlowPolicy:
+        """The policy that a stage starts from, with adapters if the stage trains some."""
+        from srgym.runners.run import build
+
+        lora = stage.sections["lora"]
+        if stage.start_from == "base":
+            policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
+        else:
+            policy = build.load_policy(self._stage_folder(stage.start_from) / "policy")
+        if policy.has_adapters and lora is None:
+            raise ValueError(
+                f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
+                "adapters: merge them first, or let the stage go on with the LoRA"
+            )
+        if lora is not None and not policy.has_adapters:
+            targets = tuple(lora["targets"]) if lora.get("targets") else None
+            policy.add_adapters(lora["rank"], lora["alpha"], targets, seed=self.config.seed)
+        return policy
+
+    def _merge(self, stage: StageConfig) -> dict[str, float]:
+        started = time.monotonic()
+        options = stage.options
+        target = self._stage_folder(stage.start_from) / "policy"
+        source = self._stage_folder(options["lora_from"]) / "policy"
+        merged = merge_lora(target, source, options.get("adapter", "ema"), float(options.get("weight", 1.0)))
+        write_folder(self._stage_folder(stage.name) / "policy", merged.save)
+        return {"seconds": time.monotonic() - started}
+
+    def _scorer(self, stage: StageConfig) -> dict[str, float]:
+        from srgym.runners.reward_models.stage import train_scorer
+        from srgym.runners.run import build
+
+        build.use_threads(stage.sections["runner"]["threads"])
+        policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
+        options, folder = stage.options.get("scorer", {}), self._stage_folder(stage.name)
+        return train_scorer(options, policy, stage.sections["env"], folder, self.config.seed)
+
+
+def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:
+    """OARS's transplant: the LoRA of one saved policy, learnt on the base, added to the weights of another.
+
+    Args:
+        target: the policy whose weights receive it; a LoRA of its own is folded in first.
+        source: the policy whose LoRA is taken.
+        adapter: which of its adapters ("default", "old" or "ema").
+        weight: what the LoRA is multiplied by.
+
+    Raises:
+        ValueError: if the source has no LoRA, or the two have other shapes.
+    """
+    from srgym import policies
+    from srgym.policies.registry import make
+
+    learnt = policies.load(source)
+    if not learnt.has_adapters:
+        raise ValueError(f"expected a policy with a LoRA in {source}, got one without: there is nothing to merge")
+    start = policies.load(target)
+    if start.has_adapters:
+        described = json.loads((target / "policy.json").read_text())
+        bare = make(described["policy"], **described["config"])
+        bare.load_base(target)
+        bare.add_deltas(start.adapter_deltas("ema"))
+        start = bare
+    start.add_deltas(learnt.adapter_deltas(adapter), weight)
+    return start
+
+
+def _write_json(path: Path, value: Any) -> None:
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.replace(path)
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run's folder, if that is what it is.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} isn't the folder of a run (it has no config.json), so it isn't overwritten")
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,189 @@
+"""Photographs in, larger photographs out: for people who have a policy and images."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from srgym import policies
+from srgym.envs.images import image_files, read_image, to_float
+from srgym.policies.base import FlowPolicy
+from srgym.policies.colour import MODES, fix_colour
+from srgym.policies.tiling import upscale
+
+__all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
+
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Upscaling:
+    """How photographs are upscaled; it is written into each of them.
+
+    Attributes:
+        steps, seed, solver: of the sampling.
+        colour: the colour fix, see `fix_colour`.
+        tile, overlap: in LR pixels, see `srgym.policies.tiling.upscale`.
+        adapter: under which a policy with adapters runs.
+    """
+
+    steps: int = 6
+    seed: int = 0
+    solver: str = "euler"
+    colour: str = "none"
+    tile: int = 192
+    overlap: int = 32
+    adapter: str = "ema"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "seed", "tile", "overlap"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is a whole number, got {getattr(self, name)!r}")
+        if self.colour not in MODES:
+            raise ValueError(f"colour is one of {', '.join(MODES)}, got '{self.colour}'")
+
+
+def default_policy(runs: Path = Path("runs")) -> Path | None:
+    """The final policy of the newest complete run of the main job (OARS) under `runs`, or None."""
+    complete = []
+    for path in runs.glob("*/run.json"):
+        record = json.loads(path.read_text())
+        folder = path.parent / record.get("policy", "")
+        main = json.loads((path.parent / "config.json").read_text()).get("name") == "oars"
+        if main and record.get("complete") and (folder / "policy.json").is_file():
+            complete.append((path.stat().st_mtime, folder))
+    return max(complete)[1] if complete else None
+
+
+def find_policy(given: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> FlowPolicy:
+    """A policy from a saved one's folder, a run's folder, or a name.
+
+    Args:
+        given: which.
+        scale: of a policy by name.
+        model: the folder, in diffusers' format, of a policy by name over a foundation model.
+        lora: a LoRA as diffusers writes it, file or folder, put onto that policy.
+
+    Raises:
+        FileNotFoundError: for what is neither.
+        ValueError: for a LoRA that isn't in diffusers' format, or doesn't fit.
+    """
+    policy = _find(given, scale, model)
+    if lora is not None:
+        if (Path(lora) / "policy.json").is_file():
+            raise ValueError(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
+        from srgym.policies.export import import_lora
+
+        import_lora(policy, lora)
+    return policy
+
+
+def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
+    folder = Path(given)
+    if (folder / "run.json").is_file():
+        folder = folder / json.loads((folder / "run.json").read_text())["policy"]
+    for place in (folder, folder / "policy"):
+        if (place / "policy.json").is_file():
+            return policies.load(place)
+    if given in policies.available() or ":" in given:
+        said = {"scale": scale, "path": model}
+        return policies.make(given, **{key: value for key, value in said.items() if value is not None})
+    known = ", ".join(policies.available())
+    raise FileNotFoundError(f"policy={given}: expected the folder of a policy or of a run, or one of {known}")
+
+
+def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) -> list[tuple[Path, Path]]:
+    """Which file becomes which.
+
+    Args:
+        inputs: image files and folders of them.
+        out: a .png for one file, else a folder; None: beside what is given, `photo_x4.png` and `folder_x4/`.
+
+    Raises:
+        FileNotFoundError: for an input that isn't there.
+        ValueError: if two images would become one file, or a file is there already and `overwrite` is off.
+    """
+    pairs: list[tuple[Path, Path]] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            target = Path(out) if out else path.with_name(f"{path.resolve().name}_x{scale}")
+            pairs += [(file, (target / file.relative_to(path)).with_suffix(".png")) for file in image_files(path)]
+        elif not path.is_file():
+            raise FileNotFoundError(f"expected an image or a folder of images at {path}, found nothing")
+        elif out is None:
+            pairs.append((path, path.with_name(f"{path.stem}_x{scale}.png")))
+        else:
+            single = len(inputs) == 1 and Path(out).suffix.lower() == ".png"
+            pairs.append((path, Path(out) if single else Path(out) / f"{path.stem}.png"))
+    _check_targets(pairs, overwrite)
+    return pairs
+
+
+def _check_targets(pairs: Sequence[tuple[Path, Path]], overwrite: bool) -> None:
+    taken: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in taken:
+            raise ValueError(f"{taken[target]} and {source} would both become {target}: rename one of them")
+        taken[target] = source
+        if target.exists() and (not overwrite or target.resolve() == source.resolve()):
+            hint = "it is the input itself" if target.resolve() == source.resolve() else "overwrite=true replaces it"
+            raise ValueError(f"{target} is there already ({hint}); or choose another place with out=")
+
+
+def upscale_file(
+    policy: FlowPolicy, source: Path, target: Path, how: Upscaling, progress: Callable[[float], None] | None = None
+) -> None:
+    """Super-resolve one image file into a PNG that keeps the colour profile and the EXIF data.
+
+    The orientation is applied to the pixels and then dropped from the EXIF data. How it was made is in the PNG's text
+    `srgym`, as JSON.
+
+    Raises:
+        BadImage: for a file that can't be used, naming it.
+    """
+    lr = to_float(read_image(source))
+    with policy.adapter(how.adapter):
+        sr = upscale(
+            policy, lr, steps=how.steps, seed=how.seed, solver=how.solver, tile=how.tile, overlap=how.overlap,
+            progress=progress,
+        )  # fmt: skip
+    if how.colour != "none":
+        reference = F.interpolate(lr[None], size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        sr = fix_colour(sr[None], reference, how.colour)[0]
+    described = {"policy": getattr(policy, "name", type(policy).__name__), "scale": policy.scale, **asdict(how)}
+    _write(sr, target, _kept(source), described)
+
+
+def _kept(source: Path) -> dict[str, Any]:
+    """The colour profile, where it is one of RGB pixels (others describe pixels that were converted), and the EXIF."""
+    with Image.open(source) as image:
+        kept: dict[str, Any] = {}
+        if image.mode in ("RGB", "RGBA", "P") and image.info.get("icc_profile"):
+            kept["icc_profile"] = image.info["icc_profile"]
+        exif = image.getexif()
+        if exif:
+            exif.pop(_ORIENTATION, None)
+            kept["exif"] = exif.tobytes()
+    return kept
+
+
+def _write(sr: Tensor, target: Path, kept: dict[str, Any], described: dict[str, Any]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = (sr * 255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
+    text = PngInfo()
+    text.add_text("srgym", json.dumps(described))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text, **kept)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.partial")
+    draft.write_bytes(buffer.getvalue())
+    draft.replace(target)

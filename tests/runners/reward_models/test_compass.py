@@ -1,0 +1,94 @@
+"""The miniature of COMPASS's pipeline: what is made, how it is labelled, and that a scorer learns the labels."""
+
+import pytest
+import torch
+
+from srgym import rewards
+from srgym.envs import SRTask, sources
+from srgym.runners.reward_models.compass import (
+    Group,
+    ScorerSettings,
+    candidates,
+    correlations,
+    label,
+    make_groups,
+    shaken,
+    train_scorer,
+)
+
+
+@pytest.fixture
+def context():
+    source = sources.make("photographs", split="train", size=32, crops=4)
+    sample = source[1]
+    return sample.lr[None], sample.hr[None]
+
+
+def test_candidates_are_many_kinds_of_one_size_and_repeat_with_the_seed(tiny_policy, context):
+    lr, hr = context
+    made = candidates(lr, hr, {"base": tiny_policy}, steps=(1, 2), seed=3)
+    kinds = [kind for kind, _ in made]
+    assert kinds[-1] == "bicubic" and "truth" in kinds and "mean" in kinds
+    assert sum("over-sharpened" in kind for kind in kinds) == 3
+    assert all(image.shape == hr.shape and image.min() >= 0 and image.max() <= 1 for _, image in made)
+    again = candidates(lr, hr, {"base": tiny_policy}, steps=(1, 2), seed=3)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(made, again, strict=True))
+
+
+def test_the_truth_is_labelled_best_and_damage_lower(tiny_policy, context):
+    lr, hr = context
+    group = label([(lr, hr, candidates(lr, hr, {"base": tiny_policy}, steps=(1,), seed=0))])[0]
+    quality = dict(zip(group.kinds, group.quality.tolist(), strict=True))
+    fidelity = dict(zip(group.kinds, group.fidelity.tolist(), strict=True))
+    assert quality["truth"] == max(quality.values()) and fidelity["truth"] == max(fidelity.values())
+    assert quality["truth"] > quality["bicubic"] and fidelity["truth"] > fidelity["truth, noise"]
+    assert all(1 <= q <= 5 for q in quality.values())
+
+
+def test_a_shaken_policy_is_another_and_leaves_the_first_alone(tiny_policy):
+    lr = torch.rand(1, 3, 8, 8)
+    before = tiny_policy.predict(lr)
+    other = shaken(tiny_policy, 0.1, seed=1)
+    assert torch.equal(tiny_policy.predict(lr), before)
+    assert not torch.equal(other.predict(lr), before)
+
+
+def synthetic_groups(n, seed):
+    """Groups whose labels anyone can see: the noisier an image, the lower both."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = []
+    for _ in range(n):
+        clean = torch.nn.functional.interpolate(
+            torch.rand(1, 3, 4, 4, generator=generator), size=(32, 32), mode="bicubic"
+        )
+        strength = torch.rand(8, generator=generator)
+        noise = torch.randn(8, 3, 32, 32, generator=generator)
+        images = (clean + 0.3 * strength.view(-1, 1, 1, 1) * noise).clamp(0, 1)
+        lr = torch.nn.functional.avg_pool2d(clean, 4)[0].clamp(0, 1)
+        groups.append(Group(lr, images, ("a",) * 8, 5 - 4 * strength, 1 - strength))
+    return groups
+
+
+def test_a_scorer_learns_to_rank_what_it_was_not_shown():
+    held_out = synthetic_groups(6, seed=99)
+    told = []
+    model = train_scorer(synthetic_groups(12, seed=0), held_out, steps=150, report=told.append)
+    found = correlations(model, held_out)
+    assert found["quality_inside_groups"] > 0.8 and found["fidelity_inside_groups"] > 0.8
+    assert found["quality_over_contexts"] > 0.8
+    assert [row["step"] for row in told] == [30, 60, 90, 120, 150]
+
+
+def test_contexts_without_truth_are_refused(tiny_policy, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    source = sources.make("lr_folder", path=str(tmp_path), scale=4)
+    task = SRTask(source, rewards.make("random"))
+    with pytest.raises(rewards.Incompatible, match="no 'hr'"):
+        make_groups([task], {"base": tiny_policy}, 1, seed=0)
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match=r"scorer\.groups is at least 1, got 0"):
+        ScorerSettings(groups=0)

@@ -1,0 +1,83 @@
+"""Weights that ship with the package: copied from a run, measured on held-out photographs, provenance beside them.
+
+python tools/shipping.py policy runs/compact_base policies/weights/compact_base COMMIT
+python tools/shipping.py scorer runs/compass_compact rewards/weights/compass_compact COMMIT
+python tools/shipping.py scorer runs/finpercep_compact rewards/weights/finpercep_compact COMMIT
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from srgym.envs import sources
+from srgym.envs.photographs import PHOTOGRAPHS
+
+__all__ = ["held_out", "provenance", "ship"]
+
+# What a trained reward model measured on the validation split: COMPASS, FinPercep.
+_FIGURES = ("correlations.json", "held_out.json")
+
+_METRICS = ("psnr_y", "psnr_chroma", "ssim_y", "structure_texture")
+
+
+def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
+    """Means over a split's crops, x4 `mild`: bicubic, the policy's mean, and its samples of 1, 3 and 6 steps."""
+    from srgym import policies
+    from srgym.runners.measure.evaluation import evaluate
+    from srgym.runners.measure.methods import Bicubic, Mean, Samples
+
+    described = json.loads((folder / "policy.json").read_text())
+    policy = policies.make(described["policy"], **{**described["config"], "scale": 4, "weights": str(folder)})
+    methods: dict[str, Any] = {"bicubic": Bicubic(4), "mean": Mean(policy)}
+    methods |= {f"{n} steps": Samples(policy, steps=n) for n in (1, 3, 6)}
+    frame = evaluate(methods, sources.make("photographs", split=split), _METRICS)
+    table = frame.groupby(["method", "metric"], sort=False)["value"].mean().unstack()
+    return {str(name): {str(k): round(float(v), 4) for k, v in row.items()} for name, row in table.iterrows()}
+
+
+def provenance(run: Path, commit: str) -> dict[str, Any]:
+    """Where a run's result comes from: data, command, seed, date and commit."""
+    record, config = json.loads((run / "run.json").read_text()), json.loads((run / "config.json").read_text())
+    train = [f"{p.name} ({p.library})" for p in PHOTOGRAPHS if p.split == "train"]
+    places = ("out=", "overwrite=")
+    return {
+        "data": "crops of the training photographs and of dead-leaves pictures: " + ", ".join(train),
+        "command": " ".join(["srgym train", *(o for o in config["overrides"] if not o.startswith(places))]),
+        "seed": config["seed"],
+        "date": record["ended"][:10],
+        "commit": commit,
+        "versions": record["versions"],
+        "cost": record["stages"],
+        "licence": "Apache-2.0",
+    }
+
+
+def ship(kind: str, run: Path, target: Path, commit: str) -> None:
+    """Copy a run's policy, or the reward model of its scorer stage, to `target`, with provenance and held-out figures.
+
+    Where the run went on from the weights that lie in `target`, their provenance is kept as `continues`.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    described = provenance(run, commit)
+    before = target / "provenance.json"
+    if before.is_file() and "policy.weights=base" in described["command"]:
+        described["continues"] = json.loads(before.read_text())
+    if kind == "policy":
+        source = run / json.loads((run / "run.json").read_text())["policy"]
+        files: tuple[str, ...] = ("model.safetensors", "policy.json")
+        figures: dict[str, Any] = {split: held_out(source, split) for split in ("validation", "test")}
+    else:
+        source = run / "stages" / "scorer" / "scorer"
+        files = ("model.safetensors", "model.json")
+        found = next(path for name in _FIGURES if (path := source / name).is_file())
+        figures = {"validation": json.loads(found.read_text())}
+    for file in files:
+        shutil.copyfile(source / file, target / file)
+    before.write_text(json.dumps({**described, "held_out": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _, what, given_run, given_target, given_commit = sys.argv
+    ship(what, Path(given_run), Path(given_target), given_commit)
