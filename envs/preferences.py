@@ -23,7 +23,7 @@ On the command line, with a reward that needs no ground truth for the evaluation
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,12 @@ from PIL import Image
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.dpo import pair_up
-from srgym.agents.groups import assess
 from srgym.envs.images import BadImage, image_files, image_size, read_image, to_float
 from srgym.envs.inventory import split_names
 from srgym.envs.sources import Sample, Source
+from srgym.files import to_png
 
-__all__ = ["Preference", "Preferences", "pairs_of", "write_preferences"]
+__all__ = ["Preference", "Preferences", "write_preferences"]
 
 PARTS = ("context", "winner", "loser")
 
@@ -68,38 +67,6 @@ class Preference:
 # Writing
 
 
-def pairs_of(
-    rollout: TensorDict,
-    group_size: int,
-    ids: Sequence[str],
-    *,
-    prompts: Sequence[str] | None = None,
-    top: int | None = None,
-    min_gap: float = 0.0,
-) -> list[Preference]:
-    """The pairs that a scored rollout holds.
-
-    Args:
-        rollout: TensorDict [N] as a runner collects it: `lr`, `sr`, `reward`, `group` and, where there is, `valid`.
-        group_size: K.
-        ids, prompts: of the N / K contexts.
-        top, min_gap: see `srgym.agents.dpo.pair_up`.
-    """
-    found = assess(rollout, group_size)
-    pairs = pair_up(found.score, found.keep, group_size, top=top, min_gap=min_gap)
-    return [
-        Preference(
-            id=ids[win // group_size],
-            lr=rollout["lr"][win],
-            win=rollout["sr"][win],
-            lose=rollout["sr"][lose],
-            prompt=None if prompts is None else prompts[win // group_size],
-            gap=float(found.score[win] - found.score[lose]),
-        )
-        for win, lose in zip(pairs.win.tolist(), pairs.lose.tolist(), strict=True)
-    ]
-
-
 def write_preferences(path: str | Path, pairs: Iterable[Preference]) -> int:
     """Write pairs to `path`: a Parquet file if it ends in .parquet, else a folder. Returns how many.
 
@@ -112,13 +79,6 @@ def write_preferences(path: str | Path, pairs: Iterable[Preference]) -> int:
     return _write_parquet(path, pairs) if path.suffix == ".parquet" else _write_folder(path, pairs)
 
 
-def _png(image: Tensor) -> bytes:
-    pixels = (image.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
 def _write_folder(folder: Path, pairs: Iterable[Preference]) -> int:
     for part in PARTS:
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -126,7 +86,7 @@ def _write_folder(folder: Path, pairs: Iterable[Preference]) -> int:
     for pair in pairs:
         name = f"{len(rows):06d}"
         for part, image in zip(PARTS, (pair.lr, pair.win, pair.lose), strict=True):
-            (folder / part / f"{name}.png").write_bytes(_png(image))
+            (folder / part / f"{name}.png").write_bytes(to_png(image))
         rows.append([name, pair.id, pair.prompt, pair.gap])
     with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["name", "id", "prompt", "gap"], *rows])
@@ -145,7 +105,7 @@ def _write_parquet(path: Path, pairs: Iterable[Preference]) -> int:
     draft, count = path.with_suffix(".partial"), 0
     with pq.ParquetWriter(draft, schema) as writer:
         for pair in pairs:
-            encoded = dict(zip(PARTS, map(_png, (pair.lr, pair.win, pair.lose)), strict=True))
+            encoded = dict(zip(PARTS, map(to_png, (pair.lr, pair.win, pair.lose)), strict=True))
             row = {"id": pair.id, **encoded, "prompt": pair.prompt, "gap": pair.gap}
             writer.write_table(pa.Table.from_pylist([row], schema))
             count += 1

@@ -10,15 +10,14 @@ import lazy_loader
 if TYPE_CHECKING:
     from srgym.runners.loop.runner import Runner as Runner
     from srgym.runners.loop.settings import RunnerSettings as RunnerSettings
-    from srgym.runners.run.build import make_runner as make_runner
     from srgym.runners.run.stages import Run as Run
+    from srgym.runners.run.stages import make_runner as make_runner
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "run.build": ["make_runner"],
         "loop.runner": ["Runner"],
         "loop.settings": ["RunnerSettings"],
-        "run.stages": ["Run"],
+        "run.stages": ["Run", "make_runner"],
     },
 )

@@ -31,6 +31,16 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+# Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
+ROOMS = ("measure", "loop", "settings", "reward_models", "report", "run", "compare", "commands")
+SETTINGS = {"config", "overrides", "build"}
+
+
+def room(parts: tuple[str, ...]) -> str:
+    """The room of a module of runners/, from what follows `srgym.runners`."""
+    return "settings" if parts[0] == "run" and len(parts) > 1 and parts[1] in SETTINGS else parts[0]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_down_only(path):
     package = path.relative_to(ROOT).parts[0]
@@ -39,6 +49,15 @@ def test_imports_run_down_only(path):
         assert parts[0] not in FLOORS, f"{path} imports '{name}': say 'srgym.{name}'"
         if parts[0] == "srgym" and len(parts) > 1 and parts[1] in FLOORS:
             assert parts[1] == package or parts[1] in FLOORS[package], f"{package}/ may not import {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runners").glob("*/**/*.py")), ids=lambda path: path.stem)
+def test_rooms_of_the_runners_are_entered_from_above(path):
+    here = room(path.relative_to(ROOT / "runners").with_suffix("").parts)
+    for name in imported(path):
+        if name.startswith("srgym.runners."):
+            there = room(tuple(name.split(".")[2:]))
+            assert ROOMS.index(there) <= ROOMS.index(here), f"{here} may not import {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

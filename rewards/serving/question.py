@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BadAnswer", "Question", "Reply", "encode_images", "png"]
+from srgym.files import to_png
+
+__all__ = ["BadAnswer", "Question", "Reply", "encode_images"]
 
 
 class BadAnswer(ValueError):
@@ -84,20 +85,11 @@ class Reply:
         return sum(float(choice) * weight for choice, weight in weights.items()) / sum(weights.values())
 
 
-def png(image: Tensor) -> bytes:
-    """An image [3, H, W] in [0, 1] as an 8-bit PNG file."""
-    from PIL import Image
-
-    pixels = (image.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    file = io.BytesIO()
-    # The fastest level: a rollout's images are encoded once and read once, on the same machine or rack.
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
 def encode_images(images: Tensor) -> list[bytes]:
     """Images [B, 3, H, W] as PNG files; equal neighbours (a group's LR image, repeated) are encoded once."""
     files: list[bytes] = []
     for i, image in enumerate(images):
-        files.append(files[-1] if i and torch.equal(image, images[i - 1]) else png(image))
+        # The fastest level: a rollout's images are encoded once and read once, on the same machine or rack.
+        same = i and torch.equal(image, images[i - 1])
+        files.append(files[-1] if same else to_png(image, compress_level=1))
     return files

@@ -125,8 +125,8 @@ def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any,
 
 
 def _save_images(methods: Mapping[str, Any], source: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    from srgym.files import to_png
     from srgym.runners.measure.evaluation import draw, spread_indices
-    from srgym.runners.report.panels import to_png
 
     for index in spread_indices(len(source), settings["limit"]):
         (picture,) = draw(methods, source, [index], seed=settings["seeds"][0])

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from srgym.files import write_json
 from srgym.rewards.base import Reward
-from srgym.runners.compare.executor import write_json
 from srgym.runners.loop.heldout import Heldout, averaged_weights
 from srgym.runners.measure.evaluation import (
     draw,
@@ -164,7 +164,7 @@ def _draw(
     folder: Path, methods: Mapping[str, Any], env: dict[str, Any], request: Mapping[str, Any], reward: Reward | None
 ) -> None:
     from srgym.envs import sources
-    from srgym.runners.report.panels import to_png
+    from srgym.files import to_png
 
     if request["picture_size"] and env.get("size"):
         env["size"] = request["picture_size"]

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from srgym.runners.compare.executor import Outcome, read_done, run_cells, write_json
+from srgym.files import write_json
+from srgym.runners.compare.executor import Outcome, read_done, run_cells
 from srgym.runners.compare.plan import Plan
 
 __all__ = ["compare"]

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Cell", "Outcome", "read_done", "run_cells", "write_json"]
+from srgym.files import write_json
+
+__all__ = ["Cell", "Outcome", "read_done", "run_cells"]
 
 COMMAND = (sys.executable, "-m", "srgym.runners.compare.cell")
 _POLL = 0.2  # seconds
@@ -59,14 +61,6 @@ class Outcome:
     cell: Cell
     error: str | None
     seconds: float
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    draft.replace(path)
 
 
 def read_done(cell: Cell) -> dict[str, Any] | None:

@@ -7,23 +7,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from srgym.files import to_png
 from srgym.runners.measure.evaluation import faulty
 from srgym.runners.report.document import Panel, Panels
 
-__all__ = ["FAULTS", "make_panels", "panel", "strip", "to_png"]
+__all__ = ["FAULTS", "make_panels", "panel", "strip"]
 
 
 FAULTS = (
     "Faults: where the reward finds the image bad, from 0 (grey: nothing) to 1 (pale yellow), over the greyed image."
 )
-
-
-def to_png(image: Any) -> bytes:
-    """An image [3, H, W] in [0, 1] as PNG."""
-    pixels = (np.asarray(image, dtype=np.float32).clip(0, 1) * 255).round().astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def panel(label: str, image: Any) -> Panel:

@@ -31,6 +31,7 @@ from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
 from srgym.rewards.finpercep.train import Example, make_examples, train
 from srgym.runners.reward_models.compass import candidates, shaken
+from srgym.runners.run.build import build_task
 
 __all__ = ["FinPercepSettings", "Pool", "build_finpercep", "draw_examples", "held_out_examples", "make_pool"]
 
@@ -206,8 +207,6 @@ def build_finpercep(
     Raises:
         Incompatible: for a policy other than the compact one, or contexts without ground truth.
     """
-    from srgym.runners.run.build import build_task
-
     settings, started = FinPercepSettings(**options), time.monotonic()
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")

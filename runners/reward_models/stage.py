@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from srgym.policies import FlowPolicy
+from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
+from srgym.runners.reward_models.finpercep import build_finpercep
 
 __all__ = ["SCORERS", "train_scorer"]
 
@@ -29,11 +31,7 @@ def train_scorer(
     settings = dict(options)
     model = settings.pop("model", "compass")
     if model == "compass":
-        from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
-
         return build_scorer(ScorerSettings(**settings), policy, env, folder, seed)
     if model == "finpercep":
-        from srgym.runners.reward_models.finpercep import build_finpercep
-
         return build_finpercep(settings, policy, env, folder, seed)
     raise ValueError(f"scorer.model is one of {', '.join(SCORERS)}, got '{model}'")

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,33 +18,14 @@ from srgym.rewards.base import Reward
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.loop.heldout import Heldout
 from srgym.runners.loop.settings import RunnerSettings
-from srgym.runners.run.config import compose, resolve
-from srgym.runners.run.stages import Run
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
 
 __all__ = [
     "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
-    "load_policy", "make_runner", "pick_device", "use_threads",
+    "load_policy", "pick_device", "use_threads",
 ]  # fmt: skip
-
-
-def make_runner(*overrides: str, quiet: bool = True, config_dirs: Sequence[Path] = (), **settings: Any) -> Run:
-    """A run from Python, with the same settings as `srgym train`.
-
-    Args:
-        overrides: as on the command line: `"experiment=oars"`, `"runner.lr=1e-3"`.
-        quiet: show no progress.
-        config_dirs: folders of the user's own configs.
-        settings: the same by keyword, for keys without a dot: `make_runner(experiment="oars", seed=3)`.
-
-    Returns:
-        A run whose `.learn()` trains every stage and returns what each of them cost.
-    """
-    given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
-    tree, line = compose(given, config_dirs)
-    return Run(resolve(tree, line), quiet=quiet)
 
 
 def use_threads(threads: int | None) -> None:

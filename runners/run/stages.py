@@ -14,13 +14,14 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop.checkpoint import write_folder
 from srgym.runners.loop.distributed import World, shard, unshard
@@ -29,9 +30,12 @@ from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
 from srgym.runners.loop.runner import Runner
 from srgym.runners.loop.settings import same_config
-from srgym.runners.run.config import RunConfig, StageConfig
+from srgym.runners.report import write_report
+from srgym.runners.reward_models.stage import train_scorer
+from srgym.runners.run import build
+from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
 
-__all__ = ["Run", "merge_lora"]
+__all__ = ["Run", "make_runner", "merge_lora", "remove_run"]
 
 
 class Run:
@@ -86,8 +90,6 @@ class Run:
 
     def _look_ahead(self) -> None:
         """Check the stages that come after the next, which checks itself."""
-        from srgym.runners.run import build
-
         seen: list[Any] = []
         for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
             parts = [stage.sections[name] for name in ("env", "reward", "agent", "runner")]
@@ -96,8 +98,6 @@ class Run:
             seen.append(parts)
 
     def _join(self) -> World:
-        from srgym.runners.run import build
-
         section = self.config.stages[0].sections["runner"]
         return World.start(build.pick_device(section["device"]), section["patience"])
 
@@ -111,8 +111,6 @@ class Run:
         section = self.config.tree.get("report")
         if not section or not self._world.main:
             return None
-        from srgym.runners.report import write_report
-
         return write_report(self.folder, section)
 
     def _stage_folder(self, name: str) -> Path:
@@ -133,7 +131,7 @@ class Run:
             for name in begun:
                 if name in now["stages"]:
                     same_config(before["stages"][name], now["stages"][name], self.folder, f"stages.{name}.")
-        _write_json(path, now)
+        write_json(path, now)
 
     def _begun(self, name: str) -> bool:
         """Whether a stage has left anything that other settings would contradict."""
@@ -163,7 +161,7 @@ class Run:
         record["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
         record["command"] = ["srgym", *sys.argv[1:]]
         record["ended"] = time.strftime("%Y-%m-%d %H:%M:%S")
-        _write_json(self.folder / "run.json", record)
+        write_json(self.folder / "run.json", record)
 
     # Stages
 
@@ -188,8 +186,6 @@ class Run:
         return cost
 
     def _build(self, stage: StageConfig, folder: Path) -> tuple[Runner, Any, list[Any]]:
-        from srgym.runners.run import build
-
         sections, seed = stage.sections, self.config.seed
         settings = build.build_settings(sections["runner"])
         build.use_threads(settings.threads)
@@ -216,8 +212,6 @@ class Run:
 
     def _start(self, stage: StageConfig) -> FlowPolicy:
         """The policy that a stage starts from, with adapters if the stage trains some."""
-        from srgym.runners.run import build
-
         lora = stage.sections["lora"]
         if stage.start_from == "base":
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
@@ -243,13 +237,27 @@ class Run:
         return {"seconds": time.monotonic() - started}
 
     def _scorer(self, stage: StageConfig) -> dict[str, float]:
-        from srgym.runners.reward_models.stage import train_scorer
-        from srgym.runners.run import build
-
         build.use_threads(stage.sections["runner"]["threads"])
         policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         options, folder = stage.options.get("scorer", {}), self._stage_folder(stage.name)
         return train_scorer(options, policy, stage.sections["env"], folder, self.config.seed)
+
+
+def make_runner(*overrides: str, quiet: bool = True, config_dirs: Sequence[Path] = (), **settings: Any) -> Run:
+    """A run from Python, with the same settings as `srgym train`.
+
+    Args:
+        overrides: as on the command line: `"experiment=oars"`, `"runner.lr=1e-3"`.
+        quiet: show no progress.
+        config_dirs: folders of the user's own configs.
+        settings: the same by keyword, for keys without a dot: `make_runner(experiment="oars", seed=3)`.
+
+    Returns:
+        A run whose `.learn()` trains every stage and returns what each of them cost.
+    """
+    given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
+    tree, line = compose(given, config_dirs)
+    return Run(resolve(tree, line), quiet=quiet)
 
 
 def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:
@@ -279,12 +287,6 @@ def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float =
         start = bare
     start.add_deltas(learnt.adapter_deltas(adapter), weight)
     return start
-
-
-def _write_json(path: Path, value: Any) -> None:
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(value, indent=2) + "\n")
-    draft.replace(path)
 
 
 def remove_run(folder: Path) -> None:

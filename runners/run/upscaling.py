@@ -1,19 +1,18 @@
 """Photographs in, larger photographs out: for people who have a policy and images."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from srgym import policies
 from srgym.envs.images import image_files, read_image, to_float
+from srgym.files import to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.tiling import upscale
@@ -178,12 +177,6 @@ def _kept(source: Path) -> dict[str, Any]:
 def _write(sr: Tensor, target: Path, kept: dict[str, Any], described: dict[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    pixels = (sr * 255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
     text = PngInfo()
     text.add_text("srgym", json.dumps(described))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text, **kept)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.partial")
-    draft.write_bytes(buffer.getvalue())
-    draft.replace(target)
+    write_whole(target, to_png(sr, pnginfo=text, **kept))

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from tensordict import TensorDict
 
-from srgym.envs.preferences import Preference, Preferences, pairs_of, write_preferences
+from srgym.envs.preferences import Preference, Preferences, write_preferences
+from srgym.runners.preferences import pairs_of
 
 
 def pair(seed, size=4, scale=2, **known):

@@ -17,7 +17,12 @@ from srgym.rewards.serving.guide import PatternGuide
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS
-from srgym.rewards.serving.question import Question, Reply, png
+from srgym.rewards.serving.question import Question, Reply, encode_images
+
+
+def png(image: torch.Tensor) -> bytes:
+    """An image as a judge is shown it."""
+    return encode_images(image[None])[0]
 
 
 @pytest.fixture

@@ -19,7 +19,13 @@ from srgym.rewards.realsr_r1.format import SECTIONS, format_reward, section
 from srgym.rewards.realsr_r1.generation import AXES, Judge, read_verdict, verdict_pattern
 from srgym.rewards.realsr_r1.reward import RealSRR1
 from srgym.rewards.realsr_r1.understanding import mentions, read_synonyms, singular, understanding_reward
-from srgym.rewards.serving.question import BadAnswer, Question, Reply, png
+from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images
+
+
+def png(image: torch.Tensor) -> bytes:
+    """An image as a judge is shown it."""
+    return encode_images(image[None])[0]
+
 
 MADE = "srgym.rewards.realsr_r1.reward:RealSRR1"
 

@@ -10,7 +10,12 @@ import torch
 
 from srgym.rewards import make
 from srgym.rewards.refreward import RefReward, ranking_reward, ranking_rewards
-from srgym.rewards.serving.question import Reply, png
+from srgym.rewards.serving.question import Reply, encode_images
+
+
+def png(image: torch.Tensor) -> bytes:
+    """An image as a judge is shown it."""
+    return encode_images(image[None])[0]
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from srgym.files import to_png as png
 from srgym.rewards.serving.breaker import Breaker
 from srgym.rewards.serving.client import Client, ServerRefused
 from srgym.rewards.serving.parsing import parse_scores, score_reply
-from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images, png
+from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images
 
 FIELDS = {"fidelity": (0.0, 1.0), "q_lr": (1.0, 5.0), "q_sr": (1.0, 5.0)}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from srgym.files import to_png as png
 from srgym.rewards import make
 from srgym.rewards.compass.mllm import MLLMScorer, SoftScorer
 from srgym.rewards.realsr_r1.generation import AXES
@@ -20,7 +21,7 @@ from srgym.rewards.serving.client import Client, ServerRefused
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS
-from srgym.rewards.serving.question import Question, Reply, png
+from srgym.rewards.serving.question import Question, Reply
 from srgym.rewards.serving.server import Server, serve_environment
 from srgym.runners.commands.cli import main
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.measure.statistics import Band, Interval
-from srgym.runners.report import oars as oars_report
-from srgym.runners.report import write_report
+from srgym.runners.report import oars_report, write_report
 from srgym.runners.report.document import Callout, Document, Figures, Heading, Table, Text
 from srgym.runners.report.numbers import amount, interval_text, signed
 from srgym.runners.report.oars_report import oars_document

@@ -5,16 +5,8 @@ import torch
 
 from srgym import rewards
 from srgym.envs import SRTask, sources
-from srgym.runners.reward_models.compass import (
-    Group,
-    ScorerSettings,
-    candidates,
-    correlations,
-    label,
-    make_groups,
-    shaken,
-    train_scorer,
-)
+from srgym.rewards.compass.train import Group, correlations, label, train_scorer
+from srgym.runners.reward_models.compass import ScorerSettings, candidates, make_groups, shaken
 
 
 @pytest.fixture

@@ -1,0 +1,38 @@
+"""What every part of srgym writes to disk in one way: JSON that is whole or not there, and images as 8-bit PNG."""
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["to_png", "write_json", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that a reader sees all of it or none; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; what JSON doesn't know is written as its text."""
+    write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def to_png(image: "Tensor", **options: Any) -> bytes:
+    """An image [3, H, W] in [0, 1], clipped and rounded to 8 bits, as a PNG file.
+
+    Args:
+        options: of Pillow's PNG writer: `compress_level`, `pnginfo`, `icc_profile`, `exif`.
+    """
+    from PIL import Image
+
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", **options)
+    return file.getvalue()
