@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 
 from srgym.agents.base import Agent
 
-__all__ = ["AGENTS", "agent_class", "available", "check_options"]
+__all__ = ["AGENTS", "agent_class", "available", "check_options", "hyperparameters"]
 
 AGENTS = {
     "cold_start": "srgym.agents.cold_start:ColdStart",
@@ -43,19 +43,24 @@ def agent_class(name: str) -> type[Agent]:
     return found
 
 
+def hyperparameters(kind: type[object]) -> set[str]:
+    """The keyword arguments that an agent's constructor takes, those of its base classes where it passes them on."""
+    known: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break  # what it doesn't know it doesn't pass on
+    return known - {"provides"}
+
+
 def check_options(name: str, options: Collection[str]) -> None:
     """Refuse a hyperparameter that the agent of this name hasn't got.
 
     Raises:
         ValueError: naming it, the nearest that there is, and all that there are; for an unknown agent.
     """
-    known: set[str] = set()
-    for kind in agent_class(name).__mro__:
-        parameters = inspect.signature(kind).parameters.values()
-        known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break  # what it doesn't know it doesn't pass on
-    known -= {"provides"}
+    known = hyperparameters(agent_class(name))
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)

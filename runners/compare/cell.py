@@ -15,6 +15,7 @@ import pandas as pd
 
 from srgym.files import write_json
 from srgym.rewards.base import Reward
+from srgym.runners.compare.executor import end_with_parent
 from srgym.runners.loop.heldout import Heldout, averaged_weights
 from srgym.runners.measure.evaluation import (
     draw,
@@ -184,6 +185,7 @@ def _draw(
 
 def main(arguments: Sequence[str]) -> int:
     """Run the cell in a folder; 0, or 2 with a sentence, or 128 + n when stopped by signal n."""
+    end_with_parent()
     try:
         run_cell(Path(arguments[0]))
     except (ValueError, FileNotFoundError) as error:

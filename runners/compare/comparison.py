@@ -1,61 +1,109 @@
 """Comparing algorithms: run every cell of a plan that isn't done yet, and write the report."""
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from srgym.files import write_json
-from srgym.runners.compare.executor import Outcome, read_done, run_cells
-from srgym.runners.compare.plan import Plan
+from srgym.runners.compare.board import Board
+from srgym.runners.compare.executor import Cell, Executor, LocalExecutor, Outcome, SlurmExecutor, read_done, run_cells
+from srgym.runners.compare.plan import Plan, tuned_plan
+from srgym.runners.measure.evaluation import read_evaluation
+from srgym.runners.report import write_compare_report
 
-__all__ = ["compare"]
+__all__ = ["compare", "make_executor"]
 
 
-def compare(plan: Plan, said: Any = print) -> tuple[Path, list[Outcome]]:
+def compare(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path, list[Outcome]]:
     """Run what isn't done yet, and write the report.
 
     Returns:
         The path of the report, and the outcomes of all cells.
 
     Raises:
-        ValueError: if the start, or all agents, fail; with the words of the first.
+        ValueError: if a start, or all agents, fail; with the words of the first.
     """
-    cells = [plan.start, *plan.cells]
+    cells = [*plan.starts, *plan.trial_cells, *plan.cells]
     todo = sum(read_done(cell) is None for cell in cells)
-    said(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
+    on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
+    executor = make_executor(plan)
     write_json(plan.folder / "compare.json", plan.as_json())
-    (first,) = run_cells([plan.start], 1)
-    if first.error is not None:
-        raise ValueError(f"the starting policy: {first.error}")
-    outcomes = run_cells(plan.cells, _jobs(plan), lambda outcome, i, n: said(_line(outcome, i, n)))
+    board = Board(len(cells), executor.slots)
+    try:
+        starts = run_cells(plan.starts, executor, board.on_outcome, board.on_poll)
+        for start in starts:
+            if start.error is not None:
+                raise ValueError(f"the starting policy: {start.error}")
+        plan = _search(plan, executor, board, on_message)
+        outcomes = run_cells(plan.cells, executor, board.on_outcome, board.on_poll)
+    finally:
+        board.close()
     agents = [outcome for outcome in outcomes if outcome.cell.role == "agent"]
     if all(outcome.error is not None for outcome in agents):
         raise ValueError(f"no run of the comparison ended well; {agents[0].cell.name}: {agents[0].error}")
     failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
     write_json(plan.folder / "compare.json", {**plan.as_json(), "failed": failed})
-    from srgym.runners.report import write_compare_report
-
-    return write_compare_report(plan.folder), [first, *outcomes]
+    return write_compare_report(plan.folder), [*starts, *outcomes]
 
 
-def _line(outcome: Outcome, number: int, count: int) -> str:
-    how = (
-        "failed: " + outcome.error
-        if outcome.error
-        else f"{outcome.seconds:.0f} s"
-        if outcome.seconds
-        else "done before"
-    )
-    return f"[{number}/{count}] {outcome.cell.label}, seed {outcome.cell.seed}: {how}"
+def _search(plan: Plan, executor: Executor, board: Board, on_message: Callable[[str], None]) -> Plan:
+    """The plan with each entry's best settings of the search, by the mean of its reward on validation photographs."""
+    winners: dict[str, list[str]] = {}
+    tried: dict[str, dict[str, float]] = {}
+    run_cells(plan.trial_cells, executor, board.on_outcome, board.on_poll)
+    for entry in plan.entries if plan.trials else ():
+        points = [list(cell.request["point"]) for cell in plan.trials[entry.label]]
+        scores = [_validation_score(cell, entry.reward) for cell in plan.trials[entry.label]]
+        if not any(map(math.isfinite, scores)):
+            raise ValueError(f"no setting that was tried for '{entry.label}' ended well: see {plan.folder / 'search'}")
+        best = max(range(len(points)), key=lambda i: scores[i] if math.isfinite(scores[i]) else -math.inf)
+        winners[entry.label] = points[best]
+        tried[entry.label] = {" ".join(point): score for point, score in zip(points, scores, strict=True)}
+        on_message(f"{entry.label}: {' '.join(points[best])} is the best of {len(points)} on validation")
+    if not winners:
+        return plan
+    write_json(plan.folder / "search.json", {"winners": winners, "tried": tried})
+    return tuned_plan(plan, winners)
 
 
-def _jobs(plan: Plan) -> int:
-    """Runs at a time: as many as there are cores, one where they share a GPU."""
-    if plan.settings["jobs"] is not None:
-        return int(plan.settings["jobs"])
+def _validation_score(cell: Cell, reward: str) -> float:
+    """The mean of the reward over a trial's validation contexts; NaN for one that failed."""
+    if read_done(cell) is None:
+        return math.nan
+    frame, _ = read_evaluation(cell.folder)
+    return float(frame.loc[(frame["metric"] == reward) & (frame["method"] == "policy"), "value"].mean())
+
+
+def make_executor(plan: Plan) -> Executor:
+    """What the plan's cells run on: `executor`, `jobs`, `devices`, `gpus` and `slurm` of its settings.
+
+    Raises:
+        ValueError: for settings that can't be.
+    """
+    settings = plan.settings
+    jobs, gpus = settings["jobs"], settings["gpus"]
+    for name, number in (("jobs", jobs), ("gpus", gpus)):
+        if not (number is None and name == "jobs") and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} is a whole number of at least 1, got {number!r}")
+    if settings["executor"] == "slurm":
+        return SlurmExecutor(plan.folder / "slurm", settings["slurm"], gpus=gpus, jobs=jobs)
+    if settings["executor"] != "local":
+        raise ValueError(f"executor is local or slurm, got '{settings['executor']}'")
+    devices = _devices(plan)
+    slots = jobs or (max(1, len(devices) // gpus) if devices else len(os.sched_getaffinity(0)))
+    return LocalExecutor(slots, devices, gpus)
+
+
+def _devices(plan: Plan) -> list[str]:
+    """The GPUs that cells are dealt to: those asked for, else all that are visible; none where runs are on the CPU."""
+    asked = plan.settings["devices"]
+    if asked is not None:
+        return [str(device) for device in (asked if isinstance(asked, list) else [asked])]
     device = next((o.partition("=")[2] for o in plan.fixed if o.startswith("runner.device=")), "auto")
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

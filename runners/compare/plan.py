@@ -1,29 +1,58 @@
 """What a comparison runs: every agent and seed from the same start, and the same agent on a random reward."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from srgym.agents.base import Agent
+from srgym.agents.registry import agent_class, hyperparameters
 from srgym.runners.compare.executor import Cell
-from srgym.runners.run.config import GROUPS, ConfigError, RunConfig, StageConfig, compose, resolve
+from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
 from srgym.runners.run.overrides import defaults, merge_known, sweep, take_values, words
 
-__all__ = ["Entry", "Plan", "make_plan"]
+__all__ = ["Entry", "Plan", "make_plan", "tuned_plan"]
 
 RANDOM = "random"
 _GROUP = 8  # samples of a context where an agent decides by itself
+_ALONE = ("runner.threads=1", "logger=csv")
+# Hyperparameters that mean the same to every agent that has them.
+_SHARED = {*hyperparameters(Agent), "steps", "std", "filter", "combine"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is compared: a label, its overrides, the label of its reward, and its agent's name."""
+    """What is compared.
+
+    Attributes:
+        label: its name in tables. overrides: what distinguishes it on a command line.
+        reward: the label of its reward. agent, policy: their names.
+        stage: the settings of the stage that trains it, resolved.
+        tuned: whether anybody set hyperparameters for this entry: the experiment's block for its agent, `settings`, or
+            a search.
+        start, control: the labels of the cells that it is held against; no control: None.
+    """
 
     label: str
     overrides: tuple[str, ...]
     reward: str
     agent: str
+    policy: str
+    stage: StageConfig
+    tuned: bool
+    start: str = "start"
+    control: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What the report needs of it."""
+        hyperparameters = {key: self.stage.sections[key] for key in ("agent", "runner", "lora")}
+        return {
+            "overrides": list(self.overrides), "reward": self.reward, "agent": self.agent, "policy": self.policy,
+            "tuned": self.tuned, "start": self.start, "control": self.control, "hyperparameters": hyperparameters,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,28 +60,34 @@ class Plan:
     """A comparison.
 
     Attributes:
-        settings: of `configs/compare.yaml`, complete. fixed: overrides of all runs.
+        arguments: the command line. settings: of `configs/compare.yaml`, complete. fixed: overrides of all runs.
         metrics: labels to reward specifications, the trained ones first; held_out: those that nothing is trained on.
-        start: the cell that all others start from; cells: the others.
+        starts: the cells that others start from. trials: of the search, by entry; cells: the others.
     """
 
+    arguments: tuple[str, ...]
     folder: Path
     settings: Mapping[str, Any]
     fixed: tuple[str, ...]
     entries: list[Entry]
     metrics: dict[str, Any]
     held_out: list[str]
-    start: Cell
+    starts: list[Cell]
+    trials: dict[str, list[Cell]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def trial_cells(self) -> list[Cell]:
+        """The runs of the search, of all entries."""
+        return [cell for cells in self.trials.values() for cell in cells]
 
     def as_json(self) -> dict[str, Any]:
         """What the report needs of it."""
-        cells = [self.start, *self.cells]
+        cells = [*self.starts, *self.cells]
         return {
-            "settings": dict(self.settings), "fixed": list(self.fixed), "metrics": self.metrics,
-            "held_out": self.held_out,
-            "entries": {e.label: {"overrides": list(e.overrides), "reward": e.reward, "agent": e.agent}
-                        for e in self.entries},
+            "command": ["srgym", "compare", *self.arguments], "settings": dict(self.settings),
+            "fixed": list(self.fixed), "metrics": self.metrics, "held_out": self.held_out,
+            "entries": {entry.label: entry.as_json() for entry in self.entries},
             "cells": {c.name: {"label": c.label, "role": c.role, "seed": c.seed} for c in cells},
         }  # fmt: skip
 
@@ -66,54 +101,62 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigError: for a setting that doesn't exist or can't be.
     """
+    return _plan(arguments, {})
+
+
+def tuned_plan(plan: Plan, winners: Mapping[str, Sequence[str]]) -> Plan:
+    """The plan with what the search found best: overrides by the entries' labels."""
+    return replace(_plan(plan.arguments, winners), trials={})
+
+
+def _plan(arguments: Sequence[str], winners: Mapping[str, Sequence[str]]) -> Plan:
     base = defaults("compare")
     _, rest = take_values(arguments, base, ("*",))
     base = _with_experiment(base, rest)
     settings, rest = take_values(arguments, base, ("*",))
     swept = {argument.partition("=")[0]: list(values) for argument in rest if (values := sweep(argument)) is not None}
     fixed = tuple(argument for argument in rest if argument.partition("=")[0] not in swept)
-    given = {argument.partition("=")[0] for argument in rest}
-    sweeps = {key: values for key, values in settings["sweep"].items() if values is not None and key not in given}
+    named = {argument.partition("=")[0] for argument in rest}
+    sweeps = {key: values for key, values in settings["sweep"].items() if values is not None and key not in named}
     axes = {key: [f"{key}={value}" for value in values] for key, values in sweeps.items()}
     axes |= {key: [text if "=" in text else f"{key}={text}" for text in values] for key, values in swept.items()}
     seeds = _seeds(settings)
-    entries, resolved = _entries(settings, fixed, axes, seeds[0])
-    metrics, held_out = _metrics(settings, entries, resolved)
+    entries = _entries(settings, fixed, axes, seeds[0], winners)
+    _check_shared(fixed, entries)
+    metrics, held_out = _metrics(settings, entries)
     folder = Path(settings["out"])
-    start, weights = _start(folder, settings, fixed, metrics, entries[0], seeds[0])
-    cells = [
-        cell
-        for entry in entries
-        for cell in _cells(folder, settings, fixed, entry, resolved[entry.label], metrics, weights, seeds)
-    ]
-    return Plan(folder, settings, fixed, entries, metrics, held_out, start, cells)
+    plan = Plan(tuple(arguments), folder, settings, fixed, entries, metrics, held_out, [])
+    weights = _put_starts(plan, seeds[0])
+    for entry in entries:
+        plan.cells.extend(_cells(plan, entry, weights[entry.start], seeds))
+    plan.trials.update(_trials(plan, weights, seeds[0]))
+    return plan
 
 
 def _with_experiment(base: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
     """The defaults with an experiment's `compare` section put in."""
-    chosen = [argument for argument in rest if argument.startswith("experiment=") and sweep(argument) is None]
-    if not chosen:
+    experiments = [argument for argument in rest if argument.startswith("experiment=") and sweep(argument) is None]
+    if not experiments:
         return dict(base)
-    tree, _ = compose(chosen[-1:])
-    return merge_known(base, tree.get("compare") or {}, f"{chosen[-1]}'s compare section")
+    tree, _ = compose(experiments[-1:])
+    return merge_known(base, tree.get("compare") or {}, f"{experiments[-1]}'s compare section")
 
 
 def _seeds(settings: Mapping[str, Any]) -> list[int]:
-    given = settings["seed"]
-    seeds = list(given) if isinstance(given, list) else [given]
+    seeds = settings["seed"] if isinstance(settings["seed"], list) else [settings["seed"]]
     if not seeds or any(not isinstance(seed, int) for seed in seeds) or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seed is a number or several different ones, as in seed=0,1,2; got {given}")
+        raise ConfigError(f"seed is a number or several different ones, as in seed=0,1,2; got {settings['seed']}")
     return seeds
 
 
 def _joined(*lists: Sequence[str]) -> list[str]:
     """Overrides one after the other; a later one of the same key takes the place of an earlier one."""
-    found: dict[str, str] = {}
-    for override in (override for one in lists for override in one):
+    joined: dict[str, str] = {}
+    for override in (override for overrides in lists for override in overrides):
         key = override.partition("=")[0]
-        found.pop(key, None)
-        found[key] = override
-    return list(found.values())
+        joined.pop(key, None)
+        joined[key] = override
+    return list(joined.values())
 
 
 def _exchanged(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
@@ -123,25 +166,102 @@ def _exchanged(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 
 def _entries(
-    settings: Mapping[str, Any], fixed: Sequence[str], axes: Mapping[str, Sequence[str]], seed: int
-) -> tuple[list[Entry], dict[str, StageConfig]]:
-    """What is compared, and the settings of the stage that trains it."""
+    settings: Mapping[str, Any],
+    fixed: Sequence[str],
+    axes: Mapping[str, Sequence[str]],
+    seed: int,
+    winners: Mapping[str, Sequence[str]],
+) -> list[Entry]:
+    """What is compared, each with the settings of the stage that trains it."""
     named: Mapping[str, Sequence[str]] = settings["entries"] or {"": ()}
-    entries, resolved = [], {}
+    entries: list[Entry] = []
+    wanted = set(settings["settings"])
     for name, own in named.items():
         for point in product(*axes.values()):
-            overrides = tuple(_joined(own, point))
+            overrides = _joined(own, point)
             config = _resolved([*_joined(fixed, overrides, _budget(settings)), f"seed={seed}"])
-            stage = next(s for s in reversed(config.stages) if s.kind == "train")
-            agent = str(stage.sections["agent"]["name"])
+            stage = _trained(config)
+            agent, policy = str(stage.sections["agent"]["name"]), str(stage.sections["policy"]["name"])
             label = ", ".join(part for part in (name, *map(_short, point)) if part)
-            label = label or _chosen("agent", fixed, overrides) or agent
-            reward = _chosen("reward", fixed, overrides) or str(stage.sections["reward"]["name"])
-            entries.append(Entry(label, overrides, reward, agent))
-            resolved[label] = stage
-    if len(resolved) != len(entries):
+            label = label or _part("agent", fixed, overrides) or agent
+            reward = _part("reward", fixed, overrides) or str(stage.sections["reward"]["name"])
+            names = (label, _short_agent(fixed, overrides) or agent, agent)
+            keys = [key for key in names if key in settings["settings"]]
+            wanted -= set(keys)
+            tuning = [o for key in dict.fromkeys(keys) for o in _addressed(settings["settings"][key], stage, key)]
+            tuning += winners.get(label, ())
+            if tuning:
+                overrides = _joined(overrides, tuning)
+                stage = _trained(_resolved([*_joined(fixed, overrides, _budget(settings)), f"seed={seed}"]))
+            tuned = bool(tuning) or f"agent={agent}" in (config.tree.get("when") or {})
+            entries.append(Entry(label, tuple(overrides), reward, agent, policy, stage, tuned))
+    labels = [entry.label for entry in entries]
+    if len(set(labels)) != len(labels):
         raise ConfigError("two entries have the same label: expected every value once")
-    return entries, resolved
+    if wanted:
+        stray = sorted(wanted)[0]
+        near = get_close_matches(stray, labels, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(labels)}"
+        raise ConfigError(f"settings.{stray} is for no entry of this comparison{hint}")
+    return entries
+
+
+def _trained(config: RunConfig) -> StageConfig:
+    """The last stage that trains."""
+    return next(stage for stage in reversed(config.stages) if stage.kind == "train")
+
+
+def _addressed(settings: Mapping[str, Any], stage: StageConfig, label: str) -> Iterator[str]:
+    """An entry's own settings as overrides; a bare `lr` or `beta` is the runner's or the agent's, whichever has it."""
+    agent, runner = hyperparameters(agent_class(stage.sections["agent"]["name"])), stage.sections["runner"]
+    for key, value in _leaves(settings):
+        first = key.partition(".")[0]
+        if first in SECTIONS:
+            path = key
+        elif first in agent:
+            path = f"agent.{key}"
+        elif first in runner:
+            path = f"runner.{key}"
+        else:
+            known = sorted({*agent, *runner})
+            near = get_close_matches(first, known, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(known)}"
+            raise ConfigError(f"settings.{label}.{key}: neither the agent nor the runner has '{first}'{hint}")
+        yield f"{path}={_written(value)}"
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, here)
+        else:
+            yield here, value
+
+
+def _written(value: Any) -> str:
+    """A value as it stands on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_shared(fixed: Sequence[str], entries: Sequence[Entry]) -> None:
+    """Refuse a hyperparameter for all, where it means different things to the agents that have it."""
+    agents = {entry.agent: agent_class(entry.agent) for entry in entries}
+    for override in fixed:
+        key = override.partition("=")[0]
+        name = key.removeprefix("agent.").partition(".")[0]
+        if not key.startswith("agent.") or len(agents) < 2 or name in _SHARED:
+            continue
+        having = [agent for agent, kind in agents.items() if name in hyperparameters(kind)]
+        first = next((entry.label for entry in entries if entry.agent in having), entries[0].label)
+        raise ConfigError(
+            f"{key} is a hyperparameter of {' and '.join(having) or 'no agent here'}, and doesn't mean the same to all "
+            f"agents of this comparison: give it to one, as in settings.{first}.{name}={override.partition('=')[2]}"
+        )
 
 
 def _short(override: str) -> str:
@@ -149,9 +269,14 @@ def _short(override: str) -> str:
     return value.rpartition(":")[2] if key in ("agent", "reward") else override  # of module:Class, the class
 
 
-def _chosen(group: str, fixed: Sequence[str], overrides: Sequence[str]) -> str | None:
+def _part(group: str, fixed: Sequence[str], overrides: Sequence[str]) -> str | None:
     """What a part is called on the command line."""
     return next((o.partition("=")[2] for o in _joined(fixed, overrides) if o.startswith(f"{group}=")), None)
+
+
+def _short_agent(fixed: Sequence[str], overrides: Sequence[str]) -> str | None:
+    agent = _part("agent", fixed, overrides)
+    return None if agent is None else agent.rpartition(":")[2]
 
 
 def _resolved(overrides: Sequence[str]) -> RunConfig:
@@ -165,13 +290,11 @@ def _budget(settings: Mapping[str, Any]) -> list[str]:
     return [f"runner.{key}={'null' if limit is None else limit}" for key, limit in budget.items()]
 
 
-def _metrics(
-    settings: Mapping[str, Any], entries: Sequence[Entry], resolved: Mapping[str, StageConfig]
-) -> tuple[dict[str, Any], list[str]]:
+def _metrics(settings: Mapping[str, Any], entries: Sequence[Entry]) -> tuple[dict[str, Any], list[str]]:
     """Every entry's reward under its label, then the metrics; and which of these nothing is trained on."""
     metrics: dict[str, Any] = {}
     for entry in entries:
-        spec = dict(resolved[entry.label].sections["reward"])
+        spec = dict(entry.stage.sections["reward"])
         if metrics.setdefault(entry.reward, spec) != spec:
             raise ConfigError(f"'{entry.label}' is trained on another '{entry.reward}' than an entry before it")
     used = {*metrics, *(word for spec in metrics.values() for word in words(spec))}
@@ -188,58 +311,116 @@ def _metric_label(spec: Any) -> str:
 # The cells
 
 
-def _request(settings: Mapping[str, Any], metrics: Mapping[str, Any], reward: str, pictures: bool) -> dict[str, Any]:
-    kept = ("test", "limit", "steps", "seeds", "picture_size")
-    shown = settings["pictures"] if pictures else 0
-    return {"metrics": dict(metrics), "reward": reward, **{key: settings[key] for key in kept}, "pictures": shown}
+def _request(
+    plan: Plan, reward: str, overrides: Sequence[str] | None, *, settings: Sequence[str] = (), pictures: bool = False,
+    baselines: bool = False, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What a cell is asked, see `srgym.runners.compare.cell.run_cell`."""
+    common = {key: plan.settings[key] for key in ("test", "limit", "steps", "seeds", "picture_size")}
+    return {
+        "metrics": dict(plan.metrics), "reward": reward, **common,
+        "pictures": plan.settings["pictures"] if pictures else 0, "baselines": baselines,
+        "overrides": None if overrides is None else list(overrides), "settings": list(settings), **changes,
+    }  # fmt: skip
 
 
-_ALONE = ["runner.threads=1", "logger=csv"]
+def _put_starts(plan: Plan, seed: int) -> dict[str, list[str]]:
+    """Plan a starting policy for each policy that is compared; the overrides by which the others start from it."""
+    weights: dict[str, list[str]] = {}
+    labels: dict[str, str] = {}
+    several = len({str(entry.stage.sections["policy"]) for entry in plan.entries}) > 1
+    for i, entry in enumerate(plan.entries):
+        policy = str(entry.stage.sections["policy"])
+        if policy not in labels:
+            label = f"start, {entry.policy}" if several else "start"
+            labels[policy] = label if label not in labels.values() else f"{label} {len(labels)}"
+            cell, weights[labels[policy]] = _start(plan, labels[policy], entry, seed)
+            plan.starts.append(cell)
+        plan.entries[i] = replace(entry, start=labels[policy])
+    return weights
 
 
-def _start(
-    folder: Path,
-    settings: Mapping[str, Any],
-    fixed: Sequence[str],
-    metrics: Mapping[str, Any],
-    entry: Entry,
-    seed: int,
-) -> tuple[Cell, list[str]]:
-    """The cell of the starting policy, and the override by which the others start from it."""
-    cell_folder, weights, trained = folder / "cells" / "start", list[str](), None
-    request = {**_request(settings, metrics, entry.reward, True), "baselines": True}
-    if settings["start"] is not None:
-        trained = [*_exchanged(_joined(_ALONE, fixed), settings["start"]), f"seed={seed}"]
+def _start(plan: Plan, label: str, entry: Entry, seed: int) -> tuple[Cell, list[str]]:
+    """The cell of a starting policy, and the override by which the others start from it."""
+    folder, weights, trained = plan.folder / "cells" / _slug(label), list[str](), None
+    policy = [o for o in entry.overrides if o.partition("=")[0].partition(".")[0] == "policy"]
+    if plan.settings["start"] is not None:
+        trained = [*_exchanged(_joined(_ALONE, plan.fixed, policy), plan.settings["start"]), f"seed={seed}"]
         stage = _resolved(trained).stages[-1]
         if stage.sections["lora"] is not None and stage.kind == "train":
             raise ConfigError("start= must leave a policy without a LoRA: add lora=null to it, or a merge")
-        weights = [f"policy.weights={cell_folder / 'run' / 'stages' / stage.name / 'policy'}"]
-    request |= {"overrides": trained, "settings": [*_joined(_ALONE, fixed, entry.overrides)]}
-    return Cell(cell_folder, "start", "start", seed, request), weights
+        weights = [f"policy.weights={folder / 'run' / 'stages' / stage.name / 'policy'}"]
+    settings = _joined(_ALONE, plan.fixed, entry.overrides)
+    request = _request(plan, entry.reward, trained, settings=settings, pictures=True, baselines=True)
+    return Cell(folder, label, "start", seed, request), weights
 
 
-def _cells(
-    folder: Path,
-    settings: Mapping[str, Any],
-    fixed: Sequence[str],
-    entry: Entry,
-    stage: StageConfig,
-    metrics: Mapping[str, Any],
-    weights: Sequence[str],
-    seeds: Sequence[int],
-) -> list[Cell]:
-    """The runs of one entry and of its control."""
-    common = _joined(_ALONE, fixed, entry.overrides, weights, _budget(settings), _evaluations(settings, stage))
-    controls = 0 if entry.reward == RANDOM else int(settings["controls"])
+def _common(plan: Plan, entry: Entry, weights: Sequence[str]) -> list[str]:
+    return _joined(
+        _ALONE, plan.fixed, entry.overrides, weights, _budget(plan.settings), _evaluations(plan.settings, entry.stage)
+    )
+
+
+def _cells(plan: Plan, entry: Entry, weights: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """The runs of one entry, and its control unless another entry of the same settings has it already."""
+    common = _common(plan, entry, weights)
+    random = _exchanged(common, [f"reward={RANDOM}"])
     cells = []
-    for role, used in (("agent", seeds), ("control", seeds[:controls])):
-        for seed in used:
-            overrides = [*(common if role == "agent" else _exchanged(common, [f"reward={RANDOM}"])), f"seed={seed}"]
-            label = entry.label if role == "agent" else f"{entry.label}, random reward"
-            request = {**_request(settings, metrics, entry.reward, role == "agent" and seed == seeds[0]),
-                       "baselines": False, "overrides": overrides, "settings": []}  # fmt: skip
-            cells.append(Cell(folder / "cells" / _slug(f"{label} seed {seed}"), label, role, seed, request))
+    for seed in seeds:
+        request = _request(plan, entry.reward, [*common, f"seed={seed}"], pictures=seed == seeds[0])
+        cells.append(_cell(plan, entry.label, "agent", seed, request))
+    if entry.reward == RANDOM or not plan.settings["controls"]:
+        return cells
+    for seed in seeds[: int(plan.settings["controls"])]:
+        overrides = [*random, f"seed={seed}"]
+        known = next((c for c in plan.cells if c.role == "control" and c.request["overrides"] == overrides), None)
+        label = known.label if known else f"{entry.label}, random reward"
+        if known is None:
+            cells.append(_cell(plan, label, "control", seed, _request(plan, entry.reward, overrides)))
+        plan.entries[plan.entries.index(entry)] = entry = replace(entry, control=label)
     return cells
+
+
+def _cell(plan: Plan, label: str, role: str, seed: int, request: Mapping[str, Any]) -> Cell:
+    return Cell(plan.folder / "cells" / _slug(f"{label} seed {seed}"), label, role, seed, request)
+
+
+def _trials(plan: Plan, weights: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[Cell]]:
+    """The runs of the search: as many settings of each entry, scored on validation."""
+    search = plan.settings["search"]
+    grids = {entry.label: _points(plan, entry, search) for entry in plan.entries} if search else {}
+    numbers = {label: len(points) for label, points in grids.items()}
+    if len(set(numbers.values())) > 1:
+        counts = ", ".join(f"{label} {number}" for label, number in numbers.items())
+        raise ConfigError(
+            f"the search would try different numbers of settings ({counts}): give each agent as many, or trials=N to "
+            "draw N of each"
+        )
+    cells: dict[str, list[Cell]] = {}
+    for entry in plan.entries if search else ():
+        common = _common(plan, entry, weights[entry.start])
+        cells[entry.label] = []
+        for i, point in enumerate(grids[entry.label]):
+            overrides = [*_joined(common, point), f"seed={seed}"]
+            request = _request(plan, entry.reward, overrides, test={"split": "validation"}, point=list(point))
+            folder = plan.folder / "search" / _slug(f"{entry.label} {i}")
+            cells[entry.label].append(Cell(folder, f"{entry.label}: {' '.join(point)}", "trial", seed, request))
+    return cells
+
+
+def _points(plan: Plan, entry: Entry, search: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The settings that are tried for an entry: its own grid, or the one for all; at most `trials` of them, drawn."""
+    labels = {other.label for other in plan.entries} | {other.agent for other in plan.entries}
+    own = next((search[key] for key in (entry.label, entry.agent) if key in search), None)
+    grid = own if own is not None else {key: values for key, values in search.items() if key not in labels}
+    if not grid or not all(isinstance(values, list) and values for _, values in _leaves(grid)):
+        raise ConfigError(f"search expects lists of values for '{entry.label}', as in {{lr: [1e-3, 3e-3]}}, got {grid}")
+    axes = []
+    for key, values in _leaves(grid):
+        axes.append([next(_addressed({key: value}, entry.stage, entry.label)) for value in values])
+    points = list(product(*axes))
+    trials = plan.settings["trials"]
+    return points if trials is None or trials >= len(points) else Random(0).sample(points, int(trials))
 
 
 def _slug(text: str) -> str:

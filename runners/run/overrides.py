@@ -56,12 +56,13 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def _put(chosen: dict[str, Any], settings: Mapping[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
-    here, known = chosen, settings
+    here, known, free = chosen, settings, False
     for part in path:
-        if not isinstance(known.get(part), Mapping):
+        if not (free or isinstance(known.get(part), Mapping)):
             raise ConfigError(f"unknown setting '{key}'{_nearest(key, list(flatten(settings)))}")
-        here, known = here[part], known[part]
-    if known and last not in known:
+        here, known = here.setdefault(part, {}), known.get(part, {})
+        free = free or not known  # below a key that is {}, anything goes
+    if not free and last not in known:
         raise ConfigError(f"unknown setting '{key}'{_nearest(key, list(flatten(settings)))}")
     here[last] = value
 

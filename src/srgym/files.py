@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["to_png", "write_json", "write_whole"]
@@ -24,15 +25,24 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
-def to_png(image: "Tensor", **options: Any) -> bytes:
+def to_png(image: "Tensor | NDArray[Any]", **options: Any) -> bytes:
     """An image [3, H, W] in [0, 1], clipped and rounded to 8 bits, as a PNG file.
 
     Args:
         options: of Pillow's PNG writer: `compress_level`, `pnginfo`, `icc_profile`, `exif`.
     """
+    import torch
     from PIL import Image
 
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    pixels = (
+        (torch.as_tensor(image).detach().float().clamp(0, 1) * 255)
+        .round()
+        .byte()
+        .permute(1, 2, 0)
+        .contiguous()
+        .cpu()
+        .numpy()
+    )
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", **options)
     return file.getvalue()

@@ -2,9 +2,10 @@
 
 import json
 import re
+import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from srgym.files import write_json
 from srgym.runners.commands.cli import main
-from srgym.runners.compare.executor import Cell, read_done, run_cells, write_json
-from srgym.runners.compare.plan import make_plan
+from srgym.runners.compare.board import seconds_left
+from srgym.runners.compare.comparison import make_executor
+from srgym.runners.compare.executor import Cell, LocalExecutor, SlurmExecutor, read_done, run_cells
+from srgym.runners.compare.plan import make_plan, tuned_plan
 from srgym.runners.measure.evaluation import save_evaluation
 from srgym.runners.report import write_compare_report
 from srgym.runners.report.comparison_folder import read_comparison
@@ -86,7 +90,7 @@ def test_every_agent_and_seed_is_a_run_and_each_agent_has_a_control(tmp_path: Pa
     assert "reward=ssim_y" not in control
     assert plan.held_out == ["structure_texture", "appearance", "psnr_y", "psnr_chroma"]  # ssim_y is trained on
     assert next(iter(plan.metrics)) == "ssim_y"
-    assert plan.start.request["overrides"] is None
+    assert plan.starts[0].request["overrides"] is None
     assert [cell.request["pictures"] for cell in plan.cells[:4]] == [4, 0, 0, 0]
 
 
@@ -117,7 +121,7 @@ def test_a_class_named_by_its_path_is_called_by_its_name(tmp_path: Path):
 def test_a_trained_start_is_what_the_others_start_from(tmp_path: Path):
     start = "start=['agent=cold_start','lora=null','runner.iterations=3']"
     plan = make_plan(["agent=nft", "agent.group_size=4", start, f"out={tmp_path}", "controls=0"])
-    assert "agent.group_size=4" not in plan.start.request["overrides"]
+    assert "agent.group_size=4" not in plan.starts[0].request["overrides"]
     weights = f"policy.weights={tmp_path / 'cells' / 'start' / 'run' / 'stages' / 'main' / 'policy'}"
     assert weights in plan.cells[0].request["overrides"]
     with pytest.raises(ConfigError, match="without a LoRA"):
@@ -176,33 +180,164 @@ def cell(folder: Path, name: str, do: str) -> Cell:
 def test_cells_run_once_and_fail_alone(tmp_path: Path):
     cells = [cell(tmp_path, "a", "end"), cell(tmp_path, "b", "fail"), cell(tmp_path, "c", "end")]
     heard: list[str] = []
-    command = (sys.executable, "-c", SCRIPT)
-    outcomes = run_cells(cells, 2, lambda outcome, i, n: heard.append(f"{outcome.cell.name} {n}"), command)
+    executor = LocalExecutor(2, command=(sys.executable, "-c", SCRIPT))
+    outcomes = run_cells(cells, executor, lambda outcome, i, n: heard.append(f"{outcome.cell.name} {n}"))
     assert [outcome.error for outcome in outcomes] == [None, "agent 'x' and reward 'y' don't fit", None]
     assert sorted(heard) == ["a 3", "b 3", "c 3"]
     for name in "abc":
         (tmp_path / name / "started").unlink()
-    again = run_cells(cells, 1, None, command)
+    again = run_cells(cells, executor)
     assert [(tmp_path / name / "started").exists() for name in "abc"] == [False, True, False]
     assert again[0].error is None
     with pytest.raises(ValueError, match=r"was run with do=end, and now it is wait"):
         read_done(cell(tmp_path, "a", "wait"))
 
 
-def test_a_stopped_cell_may_save_itself(tmp_path: Path):
-    from srgym.runners.compare import executor as module
+def test_stopped_cells_may_save_themselves(tmp_path: Path):
+    waiting = [cell(tmp_path, name, "wait") for name in "vw"]
 
-    stop, waiting = threading.Event(), cell(tmp_path, "w", "wait")
-    ended: list[Any] = []
-    thread = threading.Thread(target=lambda: ended.append(module._run(waiting, stop, (sys.executable, "-c", SCRIPT))))
-    thread.start()
-    while not (tmp_path / "w" / "started").exists():
+    def stop_when_begun(running: Sequence[Cell], left: int) -> None:
+        if running and all((c.folder / "started").exists() for c in running):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(waiting, LocalExecutor(2, command=(sys.executable, "-c", SCRIPT)), on_poll=stop_when_begun)
+    assert all((c.folder / "saved").exists() for c in waiting)
+    assert [read_done(c) for c in waiting] == [None, None]
+
+
+def test_cells_end_with_the_process_that_started_them(tmp_path: Path):
+    """However it ends: SIGKILL leaves it no time to tell them."""
+    script = (
+        "import time; from srgym.runners.compare.executor import end_with_parent; end_with_parent();"
+        f"open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(60)"
+    )
+    parent = (
+        "import sys, time; from pathlib import Path\n"
+        "from srgym.runners.compare.executor import Cell, LocalExecutor\n"
+        f"cell = Cell(Path({str(tmp_path)!r}) / 'cell', 'c', 'agent', 0); cell.folder.mkdir()\n"
+        f"(job,) = LocalExecutor(1, command=(sys.executable, '-c', {script!r})).start([cell])\n"
+        "print(job._process.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    _wait_for((tmp_path / "begun").exists)
+    process.kill()
+    process.wait()
+    _wait_for(lambda: not _lives(child))
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    stop.set()
-    thread.join()
-    assert (tmp_path / "w" / "saved").exists()
-    assert ended[0].error is not None
-    assert read_done(waiting) is None
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked about doesn't."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+SHOW_DEVICE = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1]); time.sleep(0.3)
+(folder / "done.json").write_text(json.dumps(
+    {"request": json.loads((folder / "cell.json").read_text()), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}))
+"""
+
+
+def test_cells_are_dealt_out_to_the_gpus(tmp_path: Path):
+    cells = [cell(tmp_path, name, "end") for name in "abcd"]
+    executor = LocalExecutor(4, ["3", "5"], command=(sys.executable, "-c", SHOW_DEVICE))
+    run_cells(cells, executor)
+    assert sorted(json.loads((c.folder / "done.json").read_text())["device"] for c in cells) == ["3", "3", "5", "5"]
+    pair = LocalExecutor(1, ["3", "5"], 2, (sys.executable, "-c", SHOW_DEVICE))
+    run_cells([cell(tmp_path, "e", "end")], pair)
+    assert json.loads((tmp_path / "e" / "done.json").read_text())["device"] == "3,5"
+    with pytest.raises(ValueError, match="gpus=3 of each run can't be had of the 2"):
+        LocalExecutor(1, ["3", "5"], 3)
+
+
+def test_cells_run_as_jobs_of_a_cluster(tmp_path: Path):
+    pytest.importorskip("submitit")
+    cells = [cell(tmp_path, "a", "end"), cell(tmp_path, "b", "fail")]
+    settings = {"timeout_min": 1}
+    command = (sys.executable, "-c", SCRIPT)
+    executor = SlurmExecutor(tmp_path / "jobs", settings, gpus=0, cluster="local", command=command)
+    outcomes = run_cells(cells, executor)
+    assert [outcome.error for outcome in outcomes] == [None, "agent 'x' and reward 'y' don't fit"]
+    with pytest.raises(ValueError, match="executor=slurm: "):
+        SlurmExecutor(tmp_path / "jobs", {"timeout_minutes": 1}, cluster="local")
+
+
+def test_the_time_left_is_that_of_all_cells():
+    # Two of 100 s each ended, one runs and is half done after 50 s, two wait: 250 s of work for two at a time.
+    assert seconds_left([1, 1, 0.5], [100, 100, 50], waiting=2, slots=2) == 125
+    assert seconds_left([0.1], [10], waiting=0, slots=4) == 90  # one cell can't be shared
+    assert seconds_left([0.0], [10], waiting=3, slots=1) is None
+
+
+# Settings of one entry, and the search
+
+
+def test_settings_are_given_to_one_entry(tmp_path: Path):
+    plan = make_plan(["agent=nft,flow_grpo", "seed=0", "settings.nft.lr=0.5", "settings.nft.beta=0.25",
+                      "settings.flow_grpo={agent.clip: 0.1}", f"out={tmp_path}"])  # fmt: skip
+    nft, grpo = (entry.stage.sections for entry in plan.entries)
+    assert (nft["runner"]["lr"], nft["agent"]["beta"], grpo["agent"]["clip"]) == (0.5, 0.25, 0.1)
+    assert grpo["runner"]["lr"] != 0.5
+    assert [entry.tuned for entry in plan.entries] == [True, True]
+    assert {"runner.lr=0.5", "agent.beta=0.25"} <= set(plan.cells[0].request["overrides"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["settings.ntf.lr=1"], "settings.ntf is for no entry of this comparison; did you mean 'nft'?"),
+        (["settings.nft.betta=1"], "neither the agent nor the runner has 'betta'; did you mean 'beta'?"),
+        (["agent.clip=0.1"], "doesn't mean the same to all agents of this comparison: give it to one, as in "
+                             "settings.nft.clip=0.1"),
+        (["search={nft: {lr: [1, 2]}, flow_grpo: {lr: [1]}}"], "different numbers of settings (nft 2, flow_grpo 1)"),
+        (["search={lr: 3}"], "search expects lists of values for 'nft'"),
+        (["jobs=0"], "jobs is a whole number of at least 1, got 0"),
+        (["executor=pbs"], "executor is local or slurm, got 'pbs'"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(arguments: list[str], sentence: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make_executor(make_plan(["agent=nft,flow_grpo", f"out={tmp_path}", *arguments]))
+
+
+def test_an_agent_on_defaults_beside_a_tuned_one_is_known(tmp_path: Path):
+    plan = make_plan(["experiment=compare_small", "agent=nft,cold_start", "seed=0", f"out={tmp_path}"])
+    assert [entry.tuned for entry in plan.entries] == [True, False]
+
+
+def test_as_many_settings_of_each_agent_are_tried_on_validation(tmp_path: Path):
+    arguments = ["agent=nft,dpo", "seed=0,1", "search={lr: [1e-3, 3e-3, 1e-2]}", "trials=2", f"out={tmp_path}"]
+    plan = make_plan(arguments)
+    assert {label: len(cells) for label, cells in plan.trials.items()} == {"nft": 2, "dpo": 2}
+    trial = plan.trial_cells[0].request
+    assert trial["test"] == {"split": "validation"}
+    assert trial["point"][0] in trial["overrides"]
+    tuned = tuned_plan(plan, {"nft": ["runner.lr=0.003"], "dpo": ["runner.lr=0.01"]})
+    assert [entry.stage.sections["runner"]["lr"] for entry in tuned.entries] == [0.003, 0.01]
+    assert all(entry.tuned for entry in tuned.entries)
+    assert not tuned.trials
+
+
+def test_one_control_serves_all_rewards_and_every_policy_has_its_start(tmp_path: Path):
+    plan = make_plan(["agent=nft,refl", "reward=ssim_y,psnr_y", "seed=0", f"out={tmp_path}"])
+    controls = [c for c in plan.cells if c.role == "control"]
+    assert len(controls) == 2
+    assert {entry.control for entry in plan.entries} == {c.label for c in controls}
+    assert [c.label for c in plan.starts] == ["start"]
+    two = make_plan(["agent=nft", "policy=compact,sd3", "seed=0", f"out={tmp_path}"])
+    assert [c.label for c in two.starts] == ["start, compact", "start, sd3"]
+    assert [entry.start for entry in two.entries] == ["start, compact", "start, sd3"]
 
 
 # The report of fake cells
