@@ -27,6 +27,7 @@ from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, schedule_steps
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.solvers import DPM2M, SOLVERS, Euler
 from srgym.rewards.base import Reward
 
 __all__ = ["FORMS", "DiffusionNFT", "nft_loss"]
@@ -135,9 +136,9 @@ class DiffusionNFT(Agent):
                 "expected beta and clip above 0, kl of at least 0 and time_share in (0, 1], got "
                 f"{beta}, {clip}, {kl} and {time_share}"
             )
-        if form not in FORMS or std not in STDS or solver not in ("euler", "dpm2m"):
+        if form not in FORMS or std not in STDS or SOLVERS.get(solver) not in (Euler, DPM2M):
             raise ValueError(
-                f"expected form of {FORMS}, std of {STDS} and solver of ('euler', 'dpm2m'), got {form}, {std}, {solver}"
+                f"expected form of {FORMS}, std of {STDS} and a deterministic solver, got {form}, {std}, {solver}"
             )
         old_decay(old, 0)
         self.sampling = Sampling(steps=steps, solver=solver)

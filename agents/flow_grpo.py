@@ -20,9 +20,9 @@ from torch import Tensor
 from srgym.agents.base import Agent, Need
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
 from srgym.agents.rows import make_rows, shared
-from srgym.policies.base import STOCHASTIC, FlowPolicy, Sampling, stochastic_step
+from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import derive_seeds
-from srgym.policies.solvers import Transition, cps_transition, dance_transition, sde_transition
+from srgym.policies.solvers import SOLVERS, STOCHASTIC, Stochastic, Transition
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["FlowGRPO", "grpo_loss"]
@@ -100,14 +100,15 @@ class FlowGRPO(Agent):
         provides: Collection[str] | None = None,
     ) -> None:
         super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
-        if solver not in STOCHASTIC:
+        kind = SOLVERS.get(solver)
+        if kind is None or not issubclass(kind, Stochastic):
             raise Incompatible(
                 f"FlowGRPO needs the likelihood of a stochastic step and can't use solver '{solver}': expected one of "
                 f"{', '.join(STOCHASTIC)}; DiffusionNFT and DPO work with deterministic solvers"
             )
-        if guard and solver == "cps":
+        if guard and not kind.gaussian:
             raise Incompatible(
-                "guard corrects the ratio of two Gaussian densities, and solver 'cps' scores without one: "
+                f"guard corrects the ratio of two Gaussian densities, and solver '{solver}' scores without one: "
                 "use solver 'sde' or 'dance'"
             )
         if steps < 2 or (fast and not 1 <= window < steps) or updates_per_iteration < 1 or std not in STDS:
@@ -116,7 +117,7 @@ class FlowGRPO(Agent):
                 f"{STDS}, got {steps}, {window}, {updates_per_iteration} and {std}"
             )
         self.clip = clip if clip is not None else 2e-6 if guard else 1e-5 if fast else 1e-4
-        self.kl = kl if kl is not None else 0.0 if fast or solver == "cps" else 0.04
+        self.kl = kl if kl is not None else 0.0 if fast or not kind.gaussian else 0.04
         if not (self.clip > 0 and self.kl >= 0 and ratio_tolerance > 0):
             raise ValueError(
                 f"expected clip and ratio_tolerance above 0 and kl of at least 0, got {self.clip}, {ratio_tolerance} "
@@ -126,13 +127,15 @@ class FlowGRPO(Agent):
             self._require_adapters("the base (kl above 0)")
         if guard:
             self._require_adapters("the policy that sampled (guard)")
-        level = noise_level if noise_level is not None else 0.3 if solver == "dance" else 0.7
+        self._solver = kind(kind.usual_level if noise_level is None else noise_level)
         self.fast, self.window, self.guard, self.seed = fast, window, guard, seed
         self.updates_per_iteration, self.ratio_tolerance, self.std = updates_per_iteration, ratio_tolerance, std
         kept: GroupFilter | None = from_config(GroupFilter, filter)
         self.filter = kept.for_reward(reward) if kept is not None else None
         self.combine: Combine | None = from_config(Combine, combine)
-        self._plan = Sampling(steps=steps, solver=solver, noise_level=level, record=True, guidance=guidance)
+        self._plan = Sampling(
+            steps=steps, solver=solver, noise_level=self._solver.noise_level, record=True, guidance=guidance
+        )
         self._first = True
 
     @property
@@ -181,13 +184,14 @@ class FlowGRPO(Agent):
         x, x_next = samples["latents"][sample, step], samples["latents"][sample, step + 1]
         t, t_next, t_cap = samples["t"][sample, step], samples["t"][sample, step + 1], samples["t"][sample, 1]
         old_log_prob = samples["log_prob"][sample, step]
-        mu_base = self._transition(self._velocity_of(None, x, t, cond), x, t, t_next, t_cap).mean if self.kl else None
+        at = (x, t, t_next, t_cap)
+        mu_base = self._solver.transition(self._velocity_of(None, x, t, cond), *at).mean if self.kl else None
         v = self._velocity(x, t, cond)
-        _, log_prob = stochastic_step(self.sampling, v, x, t, t_next, t_cap=t_cap, x_next=x_next)
+        now = self._solver.transition(v, *at)
+        log_prob = self._solver.score(now, x_next)
         self._check_ratio(log_prob, old_log_prob)
-        now = self._transition(v, x, t, t_next, t_cap)
         if self.guard:
-            before = self._transition(self._old_velocity(v, x, t, cond), x, t, t_next, t_cap)
+            before = self._solver.transition(self._old_velocity(v, x, t, cond), *at)
             each = self._guarded_loss(log_prob, old_log_prob, batch["advantage"], now, before, t - t_next)
         else:
             each = grpo_loss(log_prob, old_log_prob, batch["advantage"], clip=self.clip)
@@ -198,7 +202,7 @@ class FlowGRPO(Agent):
             "clipped": (torch.expm1(change).abs() > self.clip).float().mean(),
         }
         if mu_base is not None:
-            drift = (_mean((now.mean - mu_base).square()) / (2 * self._level(now, t, t_next).square())).mean()
+            drift = (_mean((now.mean - mu_base).square()) / (2 * self._solver.level(now, t, t_next).square())).mean()
             terms |= {"loss_kl": self.kl * drift, "kl": drift.detach()}
         return TensorDict(terms)
 
@@ -214,17 +218,6 @@ class FlowGRPO(Agent):
         if self._plan.guidance == 1.0:
             return super()._velocity(x, t, cond)
         return self.policy.guided_velocity(x, t, cond, self._plan.guidance)
-
-    def _transition(self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor) -> Transition:
-        level = self._plan.noise_level
-        if self._plan.solver == "sde":
-            return sde_transition(v, x, t, t_next, level, t_cap)
-        return (cps_transition if self._plan.solver == "cps" else dance_transition)(v, x, t, t_next, level)
-
-    def _level(self, step: Transition, t: Tensor, t_next: Tensor) -> Tensor:
-        """s_t [B]: the noise a unit of time for "sde" and "dance", the step's own for "cps"."""
-        std = step.std.flatten()
-        return std if self._plan.solver == "cps" else std / torch.sqrt(t - t_next)
 
     def _check_ratio(self, log_prob: Tensor, old_log_prob: Tensor) -> None:
         """Before the first update the learner is the sampler; a ratio that isn't 1 means that something else is."""

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from srgym.policies.registry import available as available
     from srgym.policies.registry import load as load
     from srgym.policies.registry import make as make
+    from srgym.policies.registry import policy_folder as policy_folder
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["FlowPolicy", "Sampling"],
         "noise": ["Noise", "derive_seeds"],
-        "registry": ["available", "load", "make"],
+        "registry": ["available", "load", "make", "policy_folder"],
     },
 )

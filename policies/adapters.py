@@ -1,24 +1,27 @@
 """LoRA adapters through PEFT: added, switched without copying, synchronised, saved, and taken as weight deltas.
 
-A policy carries up to three adapters of one shape: `default` (the learner), `old` (the sampler of the data) and
-`ema` (the evaluation average). Switching touches the active set only: PEFT's own `set_adapter` flips `requires_grad`
-between adapters, after which the learner trains nothing.
+A policy carries adapters of one shape: `default` (the learner), `old` (the sampler of the data), `ema` (the evaluation
+average), and further snapshots that an agent asks for. Switching touches the active set only: PEFT's own `set_adapter`
+flips `requires_grad` between adapters, after which the learner trains nothing.
 """
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from srgym.files import write_json
+
 __all__ = [
-    "ADAPTERS", "LoraSettings", "add", "copy", "deltas", "equal", "inject", "layers", "names", "parameters",
-    "peft_config", "read", "use", "write",
+    "ADAPTERS", "LoraSettings", "add", "add_snapshot", "copy", "deltas", "equal", "inject", "layers", "names",
+    "parameters", "peft_config", "read", "use", "write",
 ]  # fmt: skip
 
 ADAPTERS = ("default", "old", "ema")
@@ -43,17 +46,25 @@ class LoraSettings:
             raise ValueError(f"a LoRA's alpha is above 0, got {self.alpha}")
 
 
-def layers(model: nn.Module) -> dict[str, Any]:
-    """The modules of `model` that carry adapters, by name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+# A large model has thousands of modules, and every switch of an adapter asks for those that carry one.
+_LAYERS: "WeakKeyDictionary[nn.Module, dict[str, Any]]" = WeakKeyDictionary()
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+def layers(model: nn.Module) -> dict[str, Any]:
+    """The modules of `model` that carry adapters, by name; looked for until there are some."""
+    if model not in _LAYERS:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        carrying = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+        if not carrying:
+            return {}
+        _LAYERS[model] = carrying
+    return _LAYERS[model]
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
-    """The adapters that `model` carries, in the order of `ADAPTERS`."""
-    found = {adapter for layer in layers(model).values() for adapter in layer.lora_A}
-    return tuple(name for name in ADAPTERS if name in found)
+    """The adapters that `model` carries: those of `ADAPTERS`, then the further ones in the order they were added."""
+    return tuple(next(iter(layers(model).values())).lora_A) if layers(model) else ()
 
 
 def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
@@ -74,28 +85,41 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
 
 def inject(model: nn.Module, settings: LoraSettings) -> None:
     """`add` without its own initial values: the layers are there, the learner is active, and it alone trains."""
-    from peft import inject_adapter_in_model
-
     if layers(model):
         raise ValueError("adapters can be added once: expected a model without LoRA layers, got one that has them")
     modules = [name for name, _ in model.named_modules()]
     for target in settings.targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise ValueError(f"LoRA target '{target}' matches no module of {type(model).__name__}")
-    config = peft_config(settings)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # three adapters are meant
-        for adapter in ADAPTERS:
-            inject_adapter_in_model(config, model, adapter_name=adapter)
-    for layer in layers(model).values():
-        layer._active_adapter = ["default"]
+    for adapter in ADAPTERS:
+        _inject(model, settings, adapter)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for adapter in ADAPTERS:  # PEFT gives them the base's type: a bf16 LoRA would lose updates below 2^-8 of a weight
-        for _, parameter in parameters(model, adapter):
-            parameter.data = parameter.data.float()
     for _, parameter in parameters(model, "default"):
         parameter.requires_grad_(True)
+
+
+def _inject(model: nn.Module, settings: LoraSettings, adapter: str) -> None:
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(peft_config(settings), model, adapter_name=adapter)
+    _LAYERS.pop(model, None)
+    for layer in layers(model).values():
+        layer._active_adapter = ["default"]
+    for _, parameter in parameters(model, adapter):
+        # PEFT gives them the base's type: a bf16 LoRA would lose updates below 2^-8 of a weight.
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(False)
+
+
+def add_snapshot(model: nn.Module, settings: LoraSettings, name: str, source: str = "default") -> None:
+    """Put another adapter beside those that `model` carries, equal to `source`; the learner stays what trains."""
+    _inject(model, settings, name)
+    for _, parameter in parameters(model, "default"):
+        parameter.requires_grad_(True)
+    copy(model, source, name)
 
 
 def peft_config(settings: LoraSettings) -> Any:
@@ -114,18 +138,21 @@ def peft_config(settings: LoraSettings) -> Any:
 
 def parameters(model: nn.Module, adapter: str) -> list[tuple[str, nn.Parameter]]:
     """The tensors of one adapter, by name, in the model's order."""
-    return [(name, p) for name, p in model.named_parameters() if f".{adapter}." in name and ".lora_" in name]
+    return [
+        (f"{name}.{part}.{adapter}.weight", getattr(layer, part)[adapter].weight)
+        for name, layer in layers(model).items()
+        for part in ("lora_A", "lora_B")
+        if adapter in getattr(layer, part)
+    ]
 
 
 def _pair(model: nn.Module, source: str, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-    there = dict(parameters(model, target))
-    here = parameters(model, source)
-    if len(here) != len(there) or not here:
-        raise ValueError(
-            f"adapters '{source}' and '{target}' must both be there: got {len(here)} and {len(there)} tensors"
-        )
-    for name, parameter in here:
-        yield parameter, there[name.replace(f".{source}.", f".{target}.")]
+    for adapter in (source, target):
+        if adapter not in names(model):
+            raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+    for layer in layers(model).values():
+        for part in (layer.lora_A, layer.lora_B):
+            yield part[source].weight, part[target].weight
 
 
 @torch.no_grad()
@@ -147,18 +174,18 @@ def equal(model: nn.Module, one: str, other: str) -> bool:
 @contextlib.contextmanager
 def use(model: nn.Module, adapter: str | None) -> Iterator[None]:
     """Run the model under one adapter, or under none (the base). Nests; leaves `requires_grad` alone."""
-    found = list(layers(model).values())
-    if adapter is not None and found and adapter not in found[0].lora_A:
+    carrying = list(layers(model).values())
+    if adapter is not None and carrying and adapter not in carrying[0].lora_A:
         raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
-    before = [(layer._active_adapter, layer._disable_adapters) for layer in found]
-    for layer in found:
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in carrying]
+    for layer in carrying:
         layer._disable_adapters = adapter is None
         if adapter is not None:
             layer._active_adapter = [adapter]
     try:
         yield
     finally:
-        for layer, (active, disabled) in zip(found, before, strict=True):
+        for layer, (active, disabled) in zip(carrying, before, strict=True):
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
@@ -180,17 +207,17 @@ def deltas(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return result
 
 
-def write(model: nn.Module, folder: Path, settings: LoraSettings, kept: Sequence[str]) -> None:
+def write(model: nn.Module, folder: Path, settings: LoraSettings) -> None:
     """Write adapters as `adapter_{name}.safetensors`, with `adapters.json` beside: where alpha is not the rank, LoRA
     tensors without their alpha are silently another model."""
     from safetensors.torch import save_file
 
-    for adapter in kept:
+    for adapter in names(model):
         tensors = {
             name.replace(f".{adapter}.", "."): p.detach().cpu().contiguous() for name, p in parameters(model, adapter)
         }
-        save_file(tensors, folder / f"adapter_{adapter}.safetensors", metadata={"format": "pt", "adapter": adapter})
-    (folder / "adapters.json").write_text(json.dumps({**asdict(settings), "adapters": list(kept)}, indent=2) + "\n")
+        save_file(tensors, folder / f"adapter_{adapter}.safetensors", metadata={"format": "pt"})
+    write_json(folder / "adapters.json", {**asdict(settings), "adapters": list(names(model))})
 
 
 @torch.no_grad()
@@ -205,8 +232,11 @@ def read(model: nn.Module, folder: Path, add_with: Any) -> None:
     described = json.loads((folder / "adapters.json").read_text())
     kept = described.pop("adapters")
     targets, exclude = (tuple(described.get(name, ())) for name in ("targets", "exclude"))
-    add_with(LoraSettings(described["rank"], described["alpha"], targets, exclude))
+    settings = LoraSettings(described["rank"], described["alpha"], targets, exclude)
+    add_with(settings)
     for adapter in kept:
+        if adapter not in names(model):
+            add_snapshot(model, settings, adapter)
         stored = load_file(folder / f"adapter_{adapter}.safetensors")
         for name, parameter in parameters(model, adapter):
             key = name.replace(f".{adapter}.", ".")

@@ -15,13 +15,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from srgym.policies import adapters, solvers
+from srgym.policies import adapters
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.solvers import DPM2M, SOLVERS, STOCHASTIC, Euler, Memory, Stochastic
 
-__all__ = ["STOCHASTIC", "FlowPolicy", "Sampling"]
-
-STOCHASTIC = ("sde", "cps", "dance")
-_SOLVERS = ("euler", "dpm2m", *STOCHASTIC)
+__all__ = ["FlowPolicy", "Sampling"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampling needs at least 1 step, got {self.steps}")
-        if self.solver not in _SOLVERS:
-            raise ValueError(f"unknown solver '{self.solver}': expected one of {', '.join(_SOLVERS)}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver '{self.solver}': expected one of {', '.join(SOLVERS)}")
         if (self.solver in STOCHASTIC) != (self.noise_level > 0):
             raise ValueError(
                 f"a noise level above 0 belongs to the solvers {', '.join(STOCHASTIC)} and to no other: "
@@ -59,12 +57,13 @@ class Sampling:
         if not 0 <= self.grad_last <= self.steps:
             raise ValueError(f"grad_last is between 0 and the {self.steps} steps, got {self.grad_last}")
 
-    def stochastic(self, step: int) -> bool:
-        """Whether step number `step` (from 0) draws noise."""
-        if self.solver not in STOCHASTIC:
-            return False
+    def solver_at(self, step: int) -> Euler | DPM2M | Stochastic:
+        """What takes step number `step` (from 0)."""
+        kind = SOLVERS[self.solver]
+        if not issubclass(kind, Stochastic):
+            return kind()
         start, length = self.window if self.window is not None else (0, self.steps)
-        return start <= step < start + length
+        return kind(self.noise_level) if start <= step < start + length else Euler()
 
 
 class FlowPolicy(nn.Module, ABC):
@@ -146,9 +145,20 @@ class FlowPolicy(nn.Module, ABC):
         adapters.add(self.core, settings, torch.Generator().manual_seed(seed))
         self.lora = settings
 
+    def add_snapshot(self, name: str, source: str = "default") -> None:
+        """Keep another adapter beside `default`, `old` and `ema`, equal to `source` for now; nothing where it is there.
+
+        Raises:
+            ValueError: for a policy without adapters.
+        """
+        if self.lora is None:
+            raise ValueError(f"policy '{self.name}' has no adapters to keep '{name}' among: call add_adapters() first")
+        if name not in adapters.names(self.core):
+            adapters.add_snapshot(self.core, self.lora, name, source)
+
     @contextlib.contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
-        """Run under "default" (the learner), "old" (the sampler), "ema" (the average) or None (the base).
+        """Run under "default" (the learner), "old" (the sampler), "ema" (the average), a snapshot or None (the base).
 
         A policy without adapters is its own learner: there every name means its weights.
         """
@@ -217,25 +227,32 @@ class FlowPolicy(nn.Module, ABC):
             cond = repeat(self.encode(obs), len(seeds) // groups)
         return self.sample(cond, sampling, seeds)
 
-    def sample(self, cond: TensorDict, sampling: Sampling, seeds: Tensor) -> TensorDict:
-        """`rollout` from conditions that are encoded and repeated already: cond [N], seeds int64 [N]."""
+    def sample(
+        self, cond: TensorDict, sampling: Sampling, seeds: Tensor, *, x: Tensor | None = None, start: int = 0
+    ) -> TensorDict:
+        """`rollout` from conditions that are encoded and repeated already.
+
+        Args:
+            cond: [N]. seeds: int64 [N].
+            x: the state [N, ...] to begin from; None: noise from the seeds.
+            start: the step that takes it on; what is recorded begins there.
+        """
         noise = Noise(seeds, self.device)
-        x = noise.normal(self.latent_shape(cond))
+        x = noise.normal(self.latent_shape(cond)) if x is None else x
         times = self.sigmas(sampling.steps, cond).to(self.device)
-        path, log_prob, memory = [x], [], None
+        path, log_prob = [x], []
+        memory: Memory = None
         grad = torch.is_grad_enabled()
-        for i in range(sampling.steps):
+        for i in range(start, sampling.steps):
             t, t_next = (u.expand(len(seeds)) for u in (times[i], times[i + 1]))
             with torch.set_grad_enabled(grad and i >= sampling.steps - sampling.grad_last):
                 v = self._guided(x, t, cond, sampling.guidance).float()
-                if sampling.stochastic(i):
-                    drawn = noise.normal(x.shape[1:])
-                    x, score = stochastic_step(sampling, v, x, t, t_next, t_cap=times[1], noise=drawn)
+                solver = sampling.solver_at(i)
+                if isinstance(solver, Stochastic):
+                    x, score = solver.step(v, x, t, t_next, t_cap=times[1], noise=noise.normal(x.shape[1:]))
                     log_prob.append(score)
-                elif sampling.solver == "dpm2m":
-                    x, memory = solvers.dpm2m_step(v, x, t, t_next, memory)
                 else:
-                    x = solvers.euler_step(v, x, t, t_next)
+                    x, memory = solver.step(v, x, t, t_next, memory)
                     log_prob.append(torch.zeros(len(seeds), device=x.device))
             if sampling.record:
                 path.append(x)
@@ -244,7 +261,7 @@ class FlowPolicy(nn.Module, ABC):
         rolled = TensorDict({"cond": cond, "x0": x, "sr": sr}, batch_size=[len(seeds)])
         if sampling.record:
             rolled["latents"] = torch.stack(path, 1)
-            rolled["t"] = times.expand(len(seeds), -1).contiguous()
+            rolled["t"] = times[start:].expand(len(seeds), -1).contiguous()
             if sampling.solver in STOCHASTIC:
                 rolled["log_prob"] = torch.stack(log_prob, 1)
         return rolled
@@ -269,11 +286,18 @@ class FlowPolicy(nn.Module, ABC):
         solver: str = "euler",
         prompt: list[str] | None = None,
         guidance: float = 1.0,
+        adapter: str | None = "ema",
     ) -> Tensor:
-        """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each."""
+        """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each.
+
+        Args:
+            adapter: under which a policy with adapters runs: "ema" (the evaluation average), "default" (the learner),
+                another snapshot's name, or None for the base.
+        """
         seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
         obs = {"lr": lr.to(self.device), "prompt": prompt}
-        sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver, guidance=guidance), seeds)["sr"]
+        with self.adapter(adapter):
+            sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver, guidance=guidance), seeds)["sr"]
         return sr.to(lr.device)
 
     # On disk
@@ -297,7 +321,7 @@ class FlowPolicy(nn.Module, ABC):
         (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
         self.save_base(folder)
         if self.lora is not None:
-            adapters.write(self.core, folder, self.lora, adapters.ADAPTERS)
+            adapters.write(self.core, folder, self.lora)
 
 
 def repeat(cond: TensorDict, times: int) -> TensorDict:
@@ -306,22 +330,3 @@ def repeat(cond: TensorDict, times: int) -> TensorDict:
         return cond
     rows = torch.arange(len(cond)).repeat_interleave(times)
     return cond[rows.to(cond.device)] if cond.device is not None else cond[rows]
-
-
-def stochastic_step(
-    sampling: Sampling,
-    v: Tensor,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    *,
-    t_cap: Tensor | float | None,
-    x_next: Tensor | None = None,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The sampling's stochastic solver: draws the next state, or scores `x_next`. Returns (state, log-prob [B])."""
-    level = sampling.noise_level
-    if sampling.solver == "sde":
-        return solvers.sde_step(v, x, t, t_next, level, x_next=x_next, noise=noise, t_cap=t_cap)
-    step = solvers.cps_step if sampling.solver == "cps" else solvers.dance_step
-    return step(v, x, t, t_next, level, x_next=x_next, noise=noise)

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LoraFile", "MergeReport", "merge", "read_lora", "run"]
+from srgym.policies.base import FlowPolicy
+from srgym.policies.registry import make, read_description
+
+__all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
 
 _SHARD = "diffusion_pytorch_model.safetensors"
 _EXPORTED = "pytorch_lora_weights.safetensors"
@@ -35,6 +38,10 @@ class LoraFile:
         """What the LoRA adds to a module's weight, float32, in the weight's shape."""
         a, b = self.pairs[module]
         return self.scale * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
+
+    def deltas(self) -> dict[str, Tensor]:
+        """What the LoRA adds to each weight, by the weight's name."""
+        return {f"{module}.weight": self.delta(module) for module in self.pairs}
 
     def shape(self, module: str) -> tuple[int, ...]:
         a, b = self.pairs[module]
@@ -105,7 +112,8 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
         raise ValueError(f"expected an empty folder for the merged model, got {out}, which holds something")
     described = into / "policy.json"
     if described.is_file() and json.loads(described.read_text())["policy"] in _IN_MEMORY:
-        return _merge_policies(lora, into, out, adapter, weight)
+        merge_policies(into, lora, adapter, weight).save(out)
+        return MergeReport(out, len(read_lora(lora, adapter).pairs))
     learnt = read_lora(lora, adapter)
     weights = _weights_folder(into)
     folded = [read_lora(into, "ema")] if (into / "adapters.json").is_file() else []
@@ -121,7 +129,7 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
     """A LoRA from a saved policy's folder or from an exported file, the model left alone.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is none. ValueError: for a saved policy without one.
     """
     settings = path / "adapters.json"
     if settings.is_file():
@@ -133,6 +141,8 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
         config = json.loads((path / "policy.json").read_text())["config"] if (path / "policy.json").is_file() else {}
         base = Path(config["path"]) if config.get("path") else None
         return LoraFile(_pairs(file, ""), scale, base)
+    if (path / "policy.json").is_file():
+        raise ValueError(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
     file = path / _EXPORTED if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"expected a saved policy with adapters or a LoRA file at {path}, found neither")
@@ -269,10 +279,26 @@ def _probe(
     return float(difference / expected.abs().max().clamp_min(1e-12))
 
 
-def _merge_policies(lora: Path, into: Path, out: Path, adapter: str, weight: float) -> MergeReport:
-    """The same for policies whose weights lie in their own folder and fit into memory twice."""
-    from srgym.runners.run.stages import merge_lora
+# In memory
 
+
+def merge_policies(into: Path, lora: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:
+    """A saved policy with the LoRA of another, learnt on the base, added to its weights.
+
+    Args:
+        into: the policy whose weights receive it; a LoRA of its own (its average) is folded in first.
+        lora: the policy whose LoRA is taken. adapter: which of its adapters.
+        weight: what the LoRA is multiplied by.
+
+    Raises:
+        FileNotFoundError: if there is no such policy or LoRA.
+        ValueError: naming the first tensor in which the two differ.
+    """
     learnt = read_lora(lora, adapter)
-    merge_lora(into, lora, adapter, weight).save(out)
-    return MergeReport(out, len(learnt.pairs))
+    described = read_description(into)
+    policy = make(described["policy"], **described["config"])
+    policy.load_base(into)
+    if described["adapters"]:
+        policy.add_deltas(read_lora(into, "ema").deltas())
+    policy.add_deltas(learnt.deltas(), weight)
+    return policy

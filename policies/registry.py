@@ -5,9 +5,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 
-__all__ = ["POLICIES", "available", "load", "make"]
+__all__ = ["POLICIES", "available", "load", "make", "policy_folder", "read_description"]
 
 # Imported when asked for: a foundation model's classes take seconds to import.
 POLICIES = {
@@ -51,21 +52,40 @@ def make(name: str, **kwargs: Any) -> FlowPolicy:
     return policy_class(name)(**kwargs)
 
 
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """What `policy.json` says of a saved policy: its name, `config`, and whether it has `adapters`.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+    """
+    path = Path(folder) / "policy.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
+    described: dict[str, Any] = json.loads(path.read_text())
+    return described
+
+
 def load(folder: str | Path) -> FlowPolicy:
     """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
 
-    Raises:
-        FileNotFoundError: if the folder holds no `policy.json`.
-    """
-    from srgym.policies import adapters
+    Args:
+        folder: the policy's, or that of a run, whose final policy is taken.
 
-    folder = Path(folder)
-    described_in = folder / "policy.json"
-    if not described_in.is_file():
-        raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
-    described = json.loads(described_in.read_text())
+    Raises:
+        FileNotFoundError: if the folder holds neither.
+    """
+    folder = policy_folder(folder)
+    described = read_description(folder)
     policy = make(described["policy"], **described["config"])
     policy.load_base(folder)
     if described["adapters"]:
         adapters.read(policy.core, folder, policy._add_adapters)
     return policy
+
+
+def policy_folder(folder: str | Path) -> Path:
+    """Where a policy lies: in the folder itself, under `policy/`, or where the run in the folder says."""
+    place = Path(folder)
+    if (place / "run.json").is_file():
+        place = place / json.loads((place / "run.json").read_text())["policy"]
+    return place / "policy" if (place / "policy" / "policy.json").is_file() else place

@@ -1,4 +1,4 @@
-"""One step of a solver, as pure functions of (velocity, x, t, t_next).
+"""Solvers: one step of each as a pure function of (velocity, x, t, t_next), and as an object that a sampler holds.
 
 Conventions: x_t = (1 - t) x0 + t eps, the velocity is v = eps - x0, time runs from 1 (noise) to 0 (image), so
 dt = t_next - t < 0 and the clean estimate is x0 = x - t v. x and v are [B, ...], t and t_next [B]. Stochastic steps
@@ -7,22 +7,19 @@ log-probability of that one, so the function that sampled is the function that s
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Transition",
-    "cps_step",
-    "cps_transition",
-    "dance_step",
-    "dance_transition",
-    "dpm2m_step",
-    "euler_step",
-    "sde_step",
-    "sde_transition",
-]
+    "CPS", "DPM2M", "SDE", "SOLVERS", "STOCHASTIC", "Dance", "Euler", "Stochastic", "Transition", "cps_step",
+    "cps_transition", "dance_step", "dance_transition", "dpm2m_step", "euler_step", "sde_step", "sde_transition",
+]  # fmt: skip
+
+Memory = tuple[Tensor, Tensor] | None
 
 
 def _per_sample(t: Tensor | float, like: Tensor) -> Tensor:
@@ -91,12 +88,6 @@ class Transition:
         return _mean(-0.5 * z.square() - torch.log(self.std) - 0.5 * math.log(2 * math.pi))
 
 
-def _noise(x: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    if noise is not None:
-        return noise
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
-
 def sde_transition(
     v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level: float, t_cap: Tensor | float | None = None
 ) -> Transition:
@@ -121,24 +112,6 @@ def sde_transition(
     return Transition(mean, torch.sqrt(variance * -dt))
 
 
-def sde_step(
-    v: Tensor,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    noise_level: float,
-    *,
-    x_next: Tensor | None = None,
-    noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    t_cap: Tensor | float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Flow-GRPO's step: (next state, its log-probability [B], float32). See `sde_transition`."""
-    step = sde_transition(v, x, t, t_next, noise_level, t_cap)
-    chosen = step.sample(_noise(step.mean, noise, generator)) if x_next is None else x_next
-    return chosen, step.log_prob(chosen)
-
-
 def cps_transition(v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level: float) -> Transition:
     """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952): s = t' sin(a pi / 2)."""
     v, x = _float(v, x)
@@ -146,23 +119,6 @@ def cps_transition(v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level:
     std = s_next * math.sin(noise_level * math.pi / 2)
     mean = (1 - s_next) * (x - s * v) + torch.sqrt((s_next.square() - std.square()).clamp_min(0)) * (x + (1 - s) * v)
     return Transition(mean, std)
-
-
-def cps_step(
-    v: Tensor,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    noise_level: float,
-    *,
-    x_next: Tensor | None = None,
-    noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Flow-CPS: (next state, -mean (x' - mu)^2 [B], which the method uses in place of a log-probability)."""
-    step = cps_transition(v, x, t, t_next, noise_level)
-    chosen = step.sample(_noise(step.mean, noise, generator)) if x_next is None else x_next
-    return chosen, -_mean((chosen.to(step.mean.dtype) - step.mean).square())
 
 
 def dance_transition(v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level: float) -> Transition:
@@ -175,7 +131,129 @@ def dance_transition(v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_leve
     return Transition(mean, noise_level * torch.sqrt(-dt))
 
 
-def dance_step(
+# As objects
+
+
+@dataclass(frozen=True)
+class Euler:
+    """Order 1."""
+
+    stochastic: ClassVar[bool] = False
+
+    def step(self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, memory: Memory = None) -> tuple[Tensor, Memory]:
+        """The next state, and what the next step needs: nothing."""
+        return euler_step(v, x, t, t_next), None
+
+
+@dataclass(frozen=True)
+class DPM2M:
+    """Order 2, from the step before."""
+
+    stochastic: ClassVar[bool] = False
+
+    def step(self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, memory: Memory = None) -> tuple[Tensor, Memory]:
+        """The next state, and what the next step needs."""
+        return dpm2m_step(v, x, t, t_next, memory)
+
+
+@dataclass(frozen=True)
+class Stochastic(ABC):
+    """A solver whose step is Gaussian.
+
+    Attributes:
+        noise_level: how much noise a step adds.
+        usual_level: the level that the method's paper uses.
+        gaussian: whether `score` is the density of the step.
+    """
+
+    noise_level: float
+    stochastic: ClassVar[bool] = True
+    usual_level: ClassVar[float] = 0.7
+    gaussian: ClassVar[bool] = True
+
+    @abstractmethod
+    def transition(
+        self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor | float | None = None
+    ) -> Transition:
+        """The distribution of the next state."""
+
+    def score(self, transition: Transition, x_next: Tensor) -> Tensor:
+        """What the method takes for the log-probability of a next state, [B]."""
+        return transition.log_prob(x_next)
+
+    def level(self, transition: Transition, t: Tensor, t_next: Tensor) -> Tensor:
+        """s_t [B], the noise of a unit of time."""
+        return transition.std.flatten() / torch.sqrt(t - t_next)
+
+    def step(
+        self,
+        v: Tensor,
+        x: Tensor,
+        t: Tensor,
+        t_next: Tensor,
+        *,
+        x_next: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        t_cap: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A next state, and its score [B]: `x_next` where there is one, else drawn from `noise` or the generator."""
+        transition = self.transition(v, x, t, t_next, t_cap)
+        if x_next is None:
+            if noise is None:
+                mean = transition.mean
+                noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            x_next = transition.sample(noise)
+        return x_next, self.score(transition, x_next)
+
+
+@dataclass(frozen=True)
+class SDE(Stochastic):
+    """Flow-GRPO."""
+
+    def transition(
+        self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor | float | None = None
+    ) -> Transition:
+        return sde_transition(v, x, t, t_next, self.noise_level, t_cap)
+
+
+@dataclass(frozen=True)
+class CPS(Stochastic):
+    """Flow-CPS, which scores by -mean (x' - mu)^2 in place of a density."""
+
+    gaussian = False
+
+    def transition(
+        self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor | float | None = None
+    ) -> Transition:
+        return cps_transition(v, x, t, t_next, self.noise_level)
+
+    def score(self, transition: Transition, x_next: Tensor) -> Tensor:
+        return -_mean((x_next.to(transition.mean.dtype) - transition.mean).square())
+
+    def level(self, transition: Transition, t: Tensor, t_next: Tensor) -> Tensor:
+        return transition.std.flatten()
+
+
+@dataclass(frozen=True)
+class Dance(Stochastic):
+    """DanceGRPO."""
+
+    usual_level = 0.3
+
+    def transition(
+        self, v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, t_cap: Tensor | float | None = None
+    ) -> Transition:
+        return dance_transition(v, x, t, t_next, self.noise_level)
+
+
+SOLVERS: dict[str, type[Euler] | type[DPM2M] | type[Stochastic]] = {
+    "euler": Euler, "dpm2m": DPM2M, "sde": SDE, "cps": CPS, "dance": Dance,
+}  # fmt: skip
+STOCHASTIC = tuple(name for name, solver in SOLVERS.items() if solver.stochastic)
+
+
+def sde_step(
     v: Tensor,
     x: Tensor,
     t: Tensor,
@@ -185,8 +263,23 @@ def dance_step(
     x_next: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    t_cap: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Flow-GRPO's step: (next state, its log-probability [B], float32). See `sde_transition` and `Stochastic.step`."""
+    return SDE(noise_level).step(v, x, t, t_next, x_next=x_next, noise=noise, generator=generator, t_cap=t_cap)
+
+
+def cps_step(
+    v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level: float, *, x_next: Tensor | None = None,
+    noise: Tensor | None = None, generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Flow-CPS: (next state, -mean (x' - mu)^2 [B], which the method uses in place of a log-probability)."""
+    return CPS(noise_level).step(v, x, t, t_next, x_next=x_next, noise=noise, generator=generator)
+
+
+def dance_step(
+    v: Tensor, x: Tensor, t: Tensor, t_next: Tensor, noise_level: float, *, x_next: Tensor | None = None,
+    noise: Tensor | None = None, generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """DanceGRPO: (next state, its log-probability [B])."""
-    step = dance_transition(v, x, t, t_next, noise_level)
-    chosen = step.sample(_noise(step.mean, noise, generator)) if x_next is None else x_next
-    return chosen, step.log_prob(chosen)
+    return Dance(noise_level).step(v, x, t, t_next, x_next=x_next, noise=noise, generator=generator)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srgym.policies import solvers
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 
@@ -65,11 +64,14 @@ def upscale(
     rows, columns = tile_spans(height, tile, overlap), tile_spans(width, tile, overlap)
     total = torch.zeros(3, height * policy.scale, width * policy.scale)
     weight = torch.zeros(1, *total.shape[1:])
-    field = _NoiseField(policy, seed, lr, prompt)
+    seeds = derive_seeds(seed, 0, torch.tensor([0]), stream="predict")
+    field = _NoiseField(policy, seeds, lr, prompt)
     for number, (top, bottom) in enumerate(rows):
         for other, (left, right) in enumerate(columns):
             part = lr[None, :, top:bottom, left:right].to(policy.device)
-            sr = _sample(policy, part, sampling, prompt, field, (top, left))[0].float().cpu()
+            cond = policy.encode(_observation(part, prompt))
+            x = field.tile(policy.latent_shape(cond), (top, left))
+            sr = policy.sample(cond, sampling, seeds, x=x)["sr"][0].float().cpu()
             window = _window(rows, number, overlap, policy.scale)[:, None]
             window = window * _window(columns, other, overlap, policy.scale)[None, :]
             place = (
@@ -104,14 +106,13 @@ def _ramp(length: int) -> Tensor:
 class _NoiseField:
     """The initial noise of a whole image, the same that an untiled rollout draws, cut into tiles."""
 
-    def __init__(self, policy: FlowPolicy, seed: int, lr: Tensor, prompt: str | None) -> None:
+    def __init__(self, policy: FlowPolicy, seeds: Tensor, lr: Tensor, prompt: str | None) -> None:
         def latent(strip: Tensor) -> tuple[int, ...]:
             return policy.latent_shape(policy.encode(_observation(strip[None].to(policy.device), prompt)))
 
         # A side of the latents depends on that side of the image alone; strips tell both without the memory of a whole.
         channels, rows, _ = latent(lr[:, :, :_STEP])
         columns = latent(lr[:, :_STEP])[2]
-        seeds = derive_seeds(seed, 0, torch.tensor([0]), stream="predict")
         self._field = Noise(seeds).normal((channels, rows, columns))
         self._density = latent(lr[:, :_STEP, :_STEP])[1] / min(_STEP, lr.shape[1])
         self._device = policy.device
@@ -124,26 +125,3 @@ class _NoiseField:
 
 def _observation(part: Tensor, prompt: str | None) -> dict[str, Any]:
     return {"lr": part, "prompt": None if prompt is None else [prompt]}
-
-
-def _sample(
-    policy: FlowPolicy,
-    part: Tensor,
-    sampling: Sampling,
-    prompt: str | None,
-    field: _NoiseField,
-    corner: tuple[int, int],
-) -> Tensor:
-    """One tile [1, 3, h, w] super-resolved: the deterministic solvers of `FlowPolicy.sample`, from given noise."""
-    cond = policy.encode(_observation(part, prompt))
-    x = field.tile(policy.latent_shape(cond), corner)
-    times = policy.sigmas(sampling.steps, cond).to(policy.device)
-    memory = None
-    for i in range(sampling.steps):
-        t, t_next = (u.expand(1) for u in (times[i], times[i + 1]))
-        v = policy.velocity(x, t, cond).float()
-        if sampling.solver == "dpm2m":
-            x, memory = solvers.dpm2m_step(v, x, t, t_next, memory)
-        else:
-            x = solvers.euler_step(v, x, t, t_next)
-    return policy.decode(x, cond)

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     for key in ("policy", "out"):
         if not chosen[key]:
             raise ValueError(f"srgym export needs {key}=PATH; see srgym export --help")
-    from srgym.runners.run.export import export
+    from srgym.policies.export import export
 
     base = None if chosen["base_model"] is None else str(chosen["base_model"])
     source, out = Path(str(chosen["policy"])), Path(str(chosen["out"]))

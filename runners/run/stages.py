@@ -23,6 +23,7 @@ import torch
 
 from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
+from srgym.policies.merging import merge_policies
 from srgym.runners.loop.checkpoint import write_folder
 from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.heldout import averaged_weights
@@ -35,7 +36,7 @@ from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
 
-__all__ = ["Run", "make_runner", "merge_lora", "remove_run"]
+__all__ = ["Run", "make_runner", "remove_run"]
 
 
 class Run:
@@ -232,7 +233,7 @@ class Run:
         options = stage.options
         target = self._stage_folder(stage.start_from) / "policy"
         source = self._stage_folder(options["lora_from"]) / "policy"
-        merged = merge_lora(target, source, options.get("adapter", "ema"), float(options.get("weight", 1.0)))
+        merged = merge_policies(target, source, options.get("adapter", "ema"), float(options.get("weight", 1.0)))
         write_folder(self._stage_folder(stage.name) / "policy", merged.save)
         return {"seconds": time.monotonic() - started}
 
@@ -258,35 +259,6 @@ def make_runner(*overrides: str, quiet: bool = True, config_dirs: Sequence[Path]
     given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
     tree, line = compose(given, config_dirs)
     return Run(resolve(tree, line), quiet=quiet)
-
-
-def merge_lora(target: Path, source: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:
-    """OARS's transplant: the LoRA of one saved policy, learnt on the base, added to the weights of another.
-
-    Args:
-        target: the policy whose weights receive it; a LoRA of its own is folded in first.
-        source: the policy whose LoRA is taken.
-        adapter: which of its adapters ("default", "old" or "ema").
-        weight: what the LoRA is multiplied by.
-
-    Raises:
-        ValueError: if the source has no LoRA, or the two have other shapes.
-    """
-    from srgym import policies
-    from srgym.policies.registry import make
-
-    learnt = policies.load(source)
-    if not learnt.has_adapters:
-        raise ValueError(f"expected a policy with a LoRA in {source}, got one without: there is nothing to merge")
-    start = policies.load(target)
-    if start.has_adapters:
-        described = json.loads((target / "policy.json").read_text())
-        bare = make(described["policy"], **described["config"])
-        bare.load_base(target)
-        bare.add_deltas(start.adapter_deltas("ema"))
-        start = bare
-    start.add_deltas(learnt.adapter_deltas(adapter), weight)
-    return start
 
 
 def remove_run(folder: Path) -> None:

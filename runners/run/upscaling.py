@@ -15,6 +15,7 @@ from srgym.envs.images import image_files, read_image, to_float
 from srgym.files import to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
+from srgym.policies.export import import_lora
 from srgym.policies.tiling import upscale
 
 __all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
@@ -78,19 +79,14 @@ def find_policy(given: str, scale: int | None = None, model: str | None = None, 
     if lora is not None:
         if (Path(lora) / "policy.json").is_file():
             raise ValueError(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
-        from srgym.policies.export import import_lora
-
         import_lora(policy, lora)
     return policy
 
 
 def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
-    folder = Path(given)
-    if (folder / "run.json").is_file():
-        folder = folder / json.loads((folder / "run.json").read_text())["policy"]
-    for place in (folder, folder / "policy"):
-        if (place / "policy.json").is_file():
-            return policies.load(place)
+    folder = policies.policy_folder(given)
+    if (folder / "policy.json").is_file():
+        return policies.load(folder)
     if given in policies.available() or ":" in given:
         said = {"scale": scale, "path": model}
         return policies.make(given, **{key: value for key, value in said.items() if value is not None})

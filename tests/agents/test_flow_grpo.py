@@ -332,9 +332,9 @@ def test_guarded_ratio_is_the_mean_product_of_noise_and_drift(build, toy, solver
     x, x_next = samples["latents"][at, step], samples["latents"][at, step + 1]
     t, t_next, cap = (samples["t"][at, i] for i in (step, step + 1, torch.ones_like(step)))
     with torch.no_grad():
-        before = agent._transition(policy.velocity(x, t, samples["cond"][at]), x, t, t_next, cap)
+        before = agent._solver.transition(policy.velocity(x, t, samples["cond"][at]), x, t, t_next, cap)
         diverge(policy)
-        now = agent._transition(policy.velocity(x, t, samples["cond"][at]), x, t, t_next, cap)
+        now = agent._solver.transition(policy.velocity(x, t, samples["cond"][at]), x, t, t_next, cap)
     agent.after_update()
     eps = (x_next - before.mean) / before.std
     log_ratio = (eps * (now.mean - before.mean)).mean()

@@ -133,3 +133,75 @@ def test_adapters_are_added_once(tiny_policy):
     tiny_policy.add_adapters(rank=2)
     with pytest.raises(ValueError, match="added once"):
         tiny_policy.add_adapters(rank=2)
+
+
+def test_a_snapshot_is_an_adapter_of_its_own_that_is_switched_synced_and_saved(tiny_policy, tmp_path):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    shake(tiny_policy, "default")
+    tiny_policy.add_snapshot("anchor")
+    assert tiny_policy.same_adapters("default", "anchor")
+    with tiny_policy.adapter("anchor"):
+        at_first = sample(tiny_policy)
+    shake(tiny_policy, "default")
+    assert not tiny_policy.same_adapters("default", "anchor")
+    assert {name.rpartition(".lora_")[2] for name, _ in tiny_policy.trainable_parameters()} == {
+        "A.default.weight", "B.default.weight"
+    }  # fmt: skip
+    tiny_policy.save(tmp_path)
+    again = load(tmp_path)
+    with again.adapter("anchor"):
+        assert torch.equal(sample(again), at_first)
+    tiny_policy.sync("default", "anchor")
+    assert tiny_policy.same_adapters("default", "anchor")
+    sentence = "no adapter 'ancor': the model has default, old, ema, anchor"
+    with pytest.raises(ValueError, match=sentence), tiny_policy.adapter("ancor"):
+        pass
+
+
+def test_a_policy_without_adapters_keeps_no_snapshot(tiny_policy):
+    with pytest.raises(ValueError, match="has no adapters to keep 'anchor' among"):
+        tiny_policy.add_snapshot("anchor")
+
+
+def test_identical_adapters_are_identical_files(tiny_policy, tmp_path):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    for name in "ab":
+        tiny_policy.save(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_a_finished_policy_predicts_by_its_average(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    shake(tiny_policy, "default")
+    shake(tiny_policy, "ema")
+    shake(tiny_policy, "ema")
+
+    def under(name):
+        with tiny_policy.adapter(name):
+            seeds = derive_seeds(0, 0, torch.arange(2), stream="predict")
+            with torch.no_grad():
+                return tiny_policy.rollout({"lr": LR}, Sampling(steps=6), seeds)["sr"]
+
+    assert torch.equal(tiny_policy.predict(LR), under("ema"))
+    for name in ("default", None):
+        assert torch.equal(tiny_policy.predict(LR, adapter=name), under(name))
+    assert not torch.equal(under("ema"), under("default"))
+
+
+def test_a_state_on_the_way_may_be_taken_up_again(tiny_policy):
+    """From the recorded third state, two solvers that need no memory end where the whole rollout ended."""
+    cond = tiny_policy.encode({"lr": LR[:1]})
+    seeds = SEEDS[:1]
+    with torch.no_grad():
+        whole = tiny_policy.sample(cond, Sampling(steps=5, record=True), seeds)
+        rest = tiny_policy.sample(cond, Sampling(steps=5, record=True), seeds, x=whole["latents"][:, 3], start=3)
+        assert torch.equal(rest["x0"], whole["x0"])
+        assert torch.equal(rest["latents"], whole["latents"][:, 3:])
+        assert torch.equal(rest["t"], whole["t"][:, 3:])
+        # Two samples that begin from one noise under other seeds are the same under an ODE, and not under an SDE.
+        x = whole["latents"][:, 0].repeat(2, 1, 1, 1)
+        ode = tiny_policy.sample(cond[[0, 0]], Sampling(steps=2), SEEDS[:2], x=x)["x0"]
+        sde = tiny_policy.sample(cond[[0, 0]], Sampling(steps=2, solver="sde", noise_level=0.5), SEEDS[:2], x=x)["x0"]
+        assert torch.equal(ode[0], ode[1])
+        assert not torch.equal(sde[0], sde[1])

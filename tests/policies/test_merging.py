@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from srgym.policies import load
 from srgym.policies.compact import CompactPolicy
-from srgym.policies.merging import merge, read_lora, run
+from srgym.policies.merging import merge, merge_policies, read_lora, run
 
 LR = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -138,7 +138,34 @@ def test_compact_policies_merge_too(tmp_path, tiny_policy):
         and isinstance(merged, CompactPolicy)
         and not merged.has_adapters
     )
-    torch.testing.assert_close(merged.predict(LR), tiny_policy.predict(LR), rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged.predict(LR), tiny_policy.predict(LR, adapter="default"), rtol=0, atol=1e-5)
+
+
+def test_a_merged_policy_holds_the_weighed_lora_and_what_it_learnt_before(tmp_path, tiny_policy):
+    """Three shares, each read off the files: the base, the target's own average, and the weighed LoRA of the other."""
+    tiny_policy.save(tmp_path / "base")
+    weights = {name: p.detach().clone() for name, p in tiny_policy.core.named_parameters()}
+    for i, name in enumerate(("tuned", "learnt")):
+        policy = load(tmp_path / "base")
+        policy.add_adapters(rank=2, alpha=7, seed=i)
+        with torch.no_grad():
+            for k, (_, parameter) in enumerate(policy.trainable_parameters()):
+                parameter.add_(0.1 * noise(*parameter.shape, seed=100 * i + k))
+        policy.sync("default", "ema")
+        policy.save(tmp_path / name)
+    merged = dict(merge_policies(tmp_path / "tuned", tmp_path / "learnt", weight=0.5).core.named_parameters())
+    changed = 0
+    for name, weight in weights.items():
+        expected = weight.clone()
+        for folder, share in (("tuned", 1.0), ("learnt", 0.5)):
+            tensors = load_file(tmp_path / folder / "adapter_ema.safetensors")
+            key = name.removesuffix(".weight")
+            if f"{key}.lora_A.weight" in tensors:
+                a, b = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
+                changed += 1
+                expected += share * 3.5 * torch.tensordot(b.reshape(len(b), -1), a, 1).reshape(weight.shape)
+        torch.testing.assert_close(merged[name], expected, rtol=0, atol=1e-6)
+    assert changed > 2
 
 
 def test_wrong_calls_are_sentences(tmp_path, lora):

@@ -42,8 +42,8 @@ def test_sde_at_one_needs_the_cap_and_uses_it_there_only():
     x, v, n = X[:2], V[:2], NOISE[:2]
     with pytest.raises(ValueError, match="t_cap"):
         solvers.sde_step(v, x, t, t - 0.2, 0.7, noise=n)
-    capped, _ = solvers.sde_step(v, x, t, t - 0.2, 0.7, noise=n, t_cap=0.8)
-    s = 0.7 * math.sqrt(1 / (1 - 0.8))
+    capped, _ = solvers.sde_step(v, x, t, t - 0.2, 0.7, noise=n, t_cap=0.9)  # not the next time, which is 0.8
+    s = 0.7 * math.sqrt(1 / (1 - 0.9))
     expected = x[0] * (1 - s**2 * 0.2 / 2) + v[0] * -0.2 + s * math.sqrt(0.2) * n[0]
     torch.testing.assert_close(capped[0], expected, rtol=0, atol=1e-12)
     plain, _ = solvers.sde_step(v[1:], x[1:], t[1:], t[1:] - 0.2, 0.7, noise=n[1:])

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from srgym import policies
 from srgym.policies.base import FlowPolicy
+from srgym.policies.merging import merge_policies
 from srgym.runners import Run, make_runner
-from srgym.runners.run.stages import merge_lora, remove_run
+from srgym.runners.run.stages import remove_run
 
 SMOKE = ("experiment=smoke", "runner.images_every=0", "runner.iterations=2", "logger=csv")
 
@@ -82,7 +83,7 @@ def test_the_merge_adds_the_lora_to_the_cold_started_weights(finished: Path) -> 
 
 def test_a_lora_of_the_target_is_folded_in_before_the_merge(finished: Path) -> None:
     folder = finished / "stages" / "reinforce" / "policy"
-    merged = merge_lora(folder, folder)
+    merged = merge_policies(folder, folder)
     learnt = policies.load(folder)
     twice = policies.make("compact", **json.loads((folder / "policy.json").read_text())["config"])
     twice.load_base(folder)
@@ -93,7 +94,7 @@ def test_a_lora_of_the_target_is_folded_in_before_the_merge(finished: Path) -> N
 def test_a_policy_without_a_lora_has_nothing_to_merge(finished: Path) -> None:
     folder = finished / "stages" / "cold_start" / "policy"
     with pytest.raises(ValueError, match="nothing to merge"):
-        merge_lora(folder, folder)
+        merge_policies(folder, folder)
 
 
 def test_finished_stages_are_not_run_again(finished: Path, tmp_path: Path) -> None:
