@@ -30,6 +30,7 @@ class Sample:
         hr: float32 [3, h * scale, w * scale] in [0, 1], or None where there is no ground truth.
         prompt: what the image shows, or None.
         degradation: the record of how LR was made of HR, or None.
+        tags: the main objects that the image shows, or None.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Sample:
     hr: "Tensor | None" = None
     prompt: str | None = None
     degradation: dict[str, Any] | None = None
+    tags: tuple[str, ...] | None = None
 
     @property
     def photograph(self) -> str:
@@ -50,7 +52,7 @@ class Source(ABC):
     Attributes:
         scale: how many times larger HR is.
         size: (h, w) of every LR image, or None where they differ.
-        provides: which of "lr", "hr", "prompt", "degradation" its samples have.
+        provides: which of "lr", "hr", "prompt", "degradation", "tags" its samples have.
     """
 
     scale: int

@@ -1,6 +1,6 @@
 """The bandit's core: contexts by index, and scores of what is made of them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,10 +24,11 @@ class Context:
     Attributes:
         index: int64 [B], their places in the source.
         ids: "photograph/crop" of each.
-        lr: float32 [B, 3, h, w] in [0, 1].
+        lr: float32 [B, 3, h, w] in [0, 1]; without pixels where the source has none.
         hr: float32 [B, 3, h * scale, w * scale] in [0, 1], or None where the source has no ground truth.
         prompt: a text for each, or None where the task uses none.
         degradation: how each LR was made, or None where it isn't known.
+        tags: each image's main objects, or None.
         scale: how many times larger HR is.
     """
 
@@ -38,6 +39,7 @@ class Context:
     prompt: list[str] | None
     degradation: list[dict[str, Any]] | None
     scale: int
+    tags: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,29 +50,46 @@ class SRTask:
 
     Args:
         source: where contexts come from.
-        reward: what scores them.
+        reward: what scores them; None: `score` is told each time.
         prompts: True: contexts carry the source's own prompts; a text: all carry this one; False: they carry none.
-        policy_gives: what the policy will hand to `score` beside its images ("text", "tags", "intermediate"), which a
-            reward may need too.
+        policy_gives: what the policy will hand to `score` beside its images ("text", "intermediate"), which a reward
+            may need too: `FlowPolicy.gives`.
 
     Raises:
         Incompatible: when the reward needs what neither gives, or prompts are wanted of a source that has none.
     """
 
     def __init__(
-        self, source: Source, reward: Reward, *, prompts: bool | str = False, policy_gives: Collection[str] = ()
+        self,
+        source: Source,
+        reward: Reward | None = None,
+        *,
+        prompts: bool | str = False,
+        policy_gives: Collection[str] = (),
     ) -> None:
         if prompts is True and "prompt" not in source.provides:
             raise Incompatible(
                 f"prompts=True needs a source that has prompts, and '{source.name}' has {_listed(source.provides)}: "
                 "give its argument captions=FOLDER of text files where it takes one, or prompts='one text for all'"
             )
-        given = (set(source.provides) - {"prompt"}) | ({"prompt"} if prompts else set()) | set(policy_gives)
-        missing = reward.missing(given)
-        if missing:
-            raise Incompatible(_what_would_work(source, reward, missing, given))
-        self.source, self.reward, self.scale = source, reward, source.scale
-        self.prompts = prompts
+        self.source, self.scale, self.prompts = source, source.scale, prompts
+        self.provides = (source.provides - {"prompt"}) | ({"prompt"} if prompts else set()) | set(policy_gives)
+        self._reward = reward
+        if reward is not None:
+            missing = reward.missing(self.provides)
+            if missing:
+                raise Incompatible(_what_would_work(source, reward, missing, self.provides))
+
+    @property
+    def reward(self) -> Reward:
+        """What scores the images.
+
+        Raises:
+            ValueError: for a task that was made without one.
+        """
+        if self._reward is None:
+            raise ValueError("this task was made without a reward: give it one, or hand `score` the reward")
+        return self._reward
 
     def __len__(self) -> int:
         """How many contexts there are."""
@@ -88,20 +107,37 @@ class SRTask:
             raise ValueError(f"expected indices [B] of at least one context, got {list(index.shape)}")
         samples = [self.source[int(i)] for i in index]
         self._check_sizes(samples)
+        return self._joined(index.tolist(), samples)
+
+    def _joined(self, indices: Sequence[int], samples: Sequence[Sample]) -> Context:
+        """Samples of one size as a batch, with the prompts that the task wants."""
         prompt = None
         if self.prompts:
             prompt = [self.prompts if isinstance(self.prompts, str) else sample.prompt or "" for sample in samples]
         return Context(
-            index=index,
+            index=torch.tensor(indices),
             ids=[sample.id for sample in samples],
             lr=torch.stack([sample.lr for sample in samples]),
             hr=_stacked([sample.hr for sample in samples]),
             prompt=prompt,
             degradation=_all([sample.degradation for sample in samples]),
             scale=self.scale,
+            tags=_all([sample.tags for sample in samples]),
         )
 
-    def _check_sizes(self, samples: list[Sample]) -> None:
+    def batches(self, indices: Iterable[int], size: int = 8) -> Iterator[Context]:
+        """The contexts at `indices`, in batches of at most `size` neighbours that share their images' sizes."""
+        held: list[tuple[int, Sample]] = []
+        for index in indices:
+            sample = self.source[index]
+            if held and (len(held) == size or _shapes(sample) != _shapes(held[0][1])):
+                yield self._joined(*zip(*held, strict=True))
+                held = []
+            held.append((index, sample))
+        if held:
+            yield self._joined(*zip(*held, strict=True))
+
+    def _check_sizes(self, samples: Sequence[Sample]) -> None:
         first = samples[0]
         for other in samples[1:]:
             if other.lr.shape != first.lr.shape:
@@ -111,14 +147,17 @@ class SRTask:
                     "them one by one"
                 )
 
-    def score(self, context: Context, sr: Tensor, group: Tensor | None = None, **made: Any) -> RewardOutput:
+    def score(
+        self, context: Context, sr: Tensor, group: Tensor | None = None, *, reward: Reward | None = None, **made: Any
+    ) -> RewardOutput:
         """Score SR images.
 
         Args:
             context: B contexts.
             sr: [B * K, 3, H, W] in [0, 1], K images of each context, contiguous; on any device.
             group: int64 [B * K]; by default images of one context are a group.
-            made: what else the policy made of each image: `text`, `tags`, `intermediate`.
+            reward: another one than the task's, such as a metric.
+            made: what else the policy made of each image: `text`, `intermediate`.
 
         Returns:
             Totals [B * K] and components on sr's device; `valid` is False, and the total NaN, where there is no score.
@@ -126,20 +165,25 @@ class SRTask:
         Raises:
             ValueError: when the number of images isn't a multiple of B, or their size isn't that of LR times scale.
         """
-        return self.reward(sr, **self._beside(context, sr, group), **made)
+        return (reward or self.reward)(sr, **{**self._beside(context, sr, group), **made})
 
-    def map(self, context: Context, sr: Tensor) -> Tensor:
-        """Where the reward finds SR images bad: [B * K, 1, H, W] in [0, 1]; arguments and errors as `score`.
+    def map(self, context: Context, sr: Tensor, *, reward: Reward | None = None) -> Tensor:
+        """Where a reward finds SR images bad: [B * K, 1, H, W] in [0, 1]; arguments and errors as `score`.
 
         Raises:
             Incompatible: for a reward that has no map (`task.reward.has_map` tells).
         """
-        return self.reward.map(sr, **self._beside(context, sr, None))
+        return (reward or self.reward).map(sr, **self._beside(context, sr, None))
 
     def _beside(self, context: Context, sr: Tensor, group: Tensor | None) -> dict[str, Any]:
         """What is known of each SR image, as a reward's arguments."""
         count = len(context)
-        sides = (context.lr.shape[2] * self.scale, context.lr.shape[3] * self.scale)
+        if context.hr is not None:
+            sides = tuple(context.hr.shape[2:])
+        elif "lr" in self.provides:
+            sides = (context.lr.shape[2] * self.scale, context.lr.shape[3] * self.scale)
+        else:
+            sides = tuple(sr.shape[2:])
         if sr.ndim != 4 or not len(sr) or len(sr) % count or tuple(sr.shape[1:]) != (3, *sides):
             raise ValueError(
                 f"expected K images of each of {count} contexts as [{count} * K, 3, {sides[0]}, {sides[1]}], "
@@ -156,13 +200,18 @@ class SRTask:
             return None if values is None else [value for value in values for _ in range(each)]
 
         return {
-            "lr": rows(context.lr),
+            "lr": rows(context.lr if "lr" in self.provides else None),
             "hr": rows(context.hr),
             "degradation": texts(context.degradation),
             "prompt": texts(context.prompt),
+            "tags": texts(context.tags),
             "index": rows(context.index),
             "group": group.to(sr.device),
         }
+
+
+def _shapes(sample: Sample) -> tuple[Any, ...]:
+    return sample.lr.shape, None if sample.hr is None else sample.hr.shape
 
 
 def _stacked(images: list[Tensor | None]) -> Tensor | None:

@@ -4,12 +4,13 @@ x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t in [0, 1] from noise (1) to i
 """
 
 import contextlib
+import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -66,6 +67,36 @@ class Sampling:
         return kind(self.noise_level) if start <= step < start + length else Euler()
 
 
+class Meter(Protocol):
+    """Counts forwards."""
+
+    def count(self, policy: "FlowPolicy", x: Tensor, t: Tensor, cond: TensorDict) -> None:
+        """A velocity of these arguments was asked for."""
+
+
+def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`encode` or `velocity` under the policy's autocast and meter; what they call of themselves counts once."""
+
+    @functools.wraps(method)
+    def entered(self: "FlowPolicy", *arguments: Any) -> Any:
+        if self._inside:
+            return method(self, *arguments)
+        self._inside = True
+        try:
+            if len(arguments) == 3 and self.meter is not None:
+                self.meter.count(self, *arguments)
+            if self.autocast is None:
+                return method(self, *arguments)
+            with torch.autocast(self.device.type, dtype=self.autocast):
+                result = method(self, *arguments)
+            half = isinstance(result, Tensor) and result.dtype in (torch.bfloat16, torch.float16)
+            return result.float() if half else result
+        finally:
+            self._inside = False
+
+    return entered
+
+
 class FlowPolicy(nn.Module, ABC):
     """A flow-matching policy: encode a context once, integrate its velocity, decode an image.
 
@@ -74,16 +105,34 @@ class FlowPolicy(nn.Module, ABC):
     Attributes:
         scale: how many times larger than the LR image the SR image is.
         name: what `srgym.policies.make` knows it by.
+        gives: what it makes beside images, as arguments of a reward ("text", "intermediate"); see `made`.
+        autocast: the type that `encode` and `velocity` compute in; None: that of the weights.
+        meter: told of every velocity, with its arguments.
     """
 
     name: str
     scale: int
+    gives: frozenset[str] = frozenset()
+    autocast: torch.dtype | None = None
+    meter: "Meter | None" = None
     lora_targets: tuple[str, ...]
     lora_exclude: tuple[str, ...] = ()
+    _inside = False
 
     def __init__(self) -> None:
         super().__init__()
         self.lora: adapters.LoraSettings | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Every `encode` and `velocity` is entered through `_entry`, whoever calls it."""
+        super().__init_subclass__(**options)
+        for name in ("encode", "velocity"):
+            if name in cls.__dict__:
+                setattr(cls, name, _entry(cls.__dict__[name]))
+
+    def made(self, rolled: TensorDict) -> dict[str, Any]:
+        """What a rollout [N] holds beside images, as arguments of `SRTask.score`: for each of `gives`, one a row."""
+        return {}
 
     @property
     @abstractmethod

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.rewards.registry import register_reward
+
 __all__ = ["appearance"]
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -42,20 +44,26 @@ def _energies(plane: Tensor, window: int | None, bands: int) -> Tensor:
     return torch.cat(energies, 1)
 
 
-def appearance(image: Tensor, truth: Tensor, window: int | None = 16, bands: int = 3, floor: float = 2 / 255) -> Tensor:
-    """Mean over places and scales of (2ab + c) / (a^2 + b^2 + c), a and b the band energies of the two: [B] in (0, 1].
+@register_reward(
+    "appearance", range=(0.0, 1.0), differentiable=True, colour_space="Y, B - Y and R - Y of BT.601, full swing",
+    variant="windows of 16 pixels, 3 octaves of luma and 2 of colour",
+)  # fmt: skip
+def appearance(sr: Tensor, hr: Tensor, window: int | None = 16, bands: int = 3, floor: float = 2 / 255) -> Tensor:
+    """As much detail of each scale in each place as the ground truth has.
+
+    Mean over places and scales of (2ab + c) / (a^2 + b^2 + c), a and b the band energies of the two: [B] in (0, 1].
 
     Luma counts for two thirds. Colour, seen less sharply, lacks the finest octave; without it a judge lets tints pass.
 
     Args:
-        image, truth: [B, 3, H, W] in [0, 1], at least 24 pixels a side.
+        sr, hr: [B, 3, H, W] in [0, 1], at least 24 pixels a side.
         window: side of the places in pixels at the finest scale; None compares the pictures as wholes.
         bands: number of octaves, at least 2.
         floor: the square root of c: detail below it (two grey levels) isn't seen.
     """
     c = floor**2
-    total = torch.zeros(len(image), device=image.device)
-    for ours, its, finest, weight in zip(_planes(image), _planes(truth), (0, 1), (2 / 3, 1 / 3), strict=True):
+    total = torch.zeros(len(sr), device=sr.device)
+    for ours, its, finest, weight in zip(_planes(sr), _planes(hr), (0, 1), (2 / 3, 1 / 3), strict=True):
         side = None if window is None else window >> finest
         a, b = (_energies(plane, side, bands - finest) for plane in (ours, its))
         total = total + weight * ((2 * a * b + c) / (a.square() + b.square() + c)).mean(1)

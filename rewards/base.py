@@ -64,6 +64,7 @@ class Reward:
         self.range: tuple[float, float] = tuple(getattr(score, "range", info.range))
         self.direction = str(getattr(score, "direction", info.direction))
         self.variant = str(getattr(score, "variant", info.variant))
+        self.unit, self.colour_space = info.unit, info.colour_space
         self.doc, self.licence, self.weights = info.doc, info.licence, info.weights
 
     def __repr__(self) -> str:

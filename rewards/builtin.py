@@ -12,6 +12,7 @@ __all__ = ["BUILTIN"]
 
 _HR = frozenset({"hr"})
 _LUMA = "Y of BT.601, no crop"
+_Y = "Y of BT.601, studio swing"
 
 _ROWS = (
     RewardInfo(
@@ -21,7 +22,20 @@ _ROWS = (
         range=(0.0, 100.0),
         differentiable=True,
         variant=_LUMA,
+        unit="dB",
+        colour_space=_Y,
         doc="Peak signal-to-noise ratio on luma, in dB.",
+    ),
+    RewardInfo(
+        name="psnr_chroma",
+        path="srgym.rewards.fidelity:psnr_chroma",
+        needs=_HR,
+        range=(0.0, 100.0),
+        differentiable=True,
+        variant="peak 1, no crop, capped at 100 dB",
+        unit="dB",
+        colour_space="CbCr of BT.601, full swing",
+        doc="Peak signal-to-noise ratio on the two colour differences, in dB.",
     ),
     RewardInfo(
         name="ssim_y",
@@ -30,6 +44,7 @@ _ROWS = (
         range=(-1.0, 1.0),
         differentiable=True,
         variant=_LUMA,
+        colour_space=_Y,
         doc="Structural similarity on luma.",
     ),
     RewardInfo(
@@ -39,7 +54,18 @@ _ROWS = (
         range=(0.0, 1.0),
         differentiable=True,
         variant=_LUMA,
+        colour_space=_Y,
         doc="Multi-scale structural similarity on luma.",
+    ),
+    RewardInfo(
+        name="appearance",
+        path="srgym.rewards.appearance:appearance",
+        needs=_HR,
+        range=(0.0, 1.0),
+        differentiable=True,
+        variant="windows of 16 pixels, 3 octaves of luma and 2 of colour",
+        colour_space="Y, B - Y and R - Y of BT.601, full swing",
+        doc="As much detail of each scale in each place as the ground truth has.",
     ),
     RewardInfo(
         name="structure_texture",

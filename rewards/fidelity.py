@@ -6,9 +6,10 @@ from torch import Tensor
 
 from srgym.rewards.registry import register_reward
 
-__all__ = ["luma", "ms_ssim", "psnr_y", "ssim_y"]
+__all__ = ["luma", "ms_ssim", "psnr_chroma", "psnr_y", "ssim_y"]
 
 _VARIANT = "Y of BT.601, no crop"
+_LUMA = "Y of BT.601, studio swing"
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -24,7 +25,7 @@ def luma(image: Tensor) -> Tensor:
     return ((image * weights).sum(1, keepdim=True) + 16.0) / 255.0
 
 
-@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0), variant=_VARIANT)
+@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0), variant=_VARIANT, unit="dB", colour_space=_LUMA)
 def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Peak signal-to-noise ratio on luma, in dB.
 
@@ -34,7 +35,22 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     return -10.0 * mse.clamp_min(_SMALLEST_MSE).log10()
 
 
-@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0), variant=_VARIANT)
+@register_reward(
+    "psnr_chroma", differentiable=True, range=(0.0, 100.0), variant="peak 1, no crop, capped at 100 dB", unit="dB",
+    colour_space="CbCr of BT.601, full swing",
+)  # fmt: skip
+def psnr_chroma(sr: Tensor, hr: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio on the two colour differences, in dB.
+
+    Images [B, 3, H, W] in [0, 1] to [B]. It falls when a sample speckles in colour, which `psnr_y` can't see.
+    """
+    red, green, blue = (sr - hr).unbind(1)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = torch.stack([(blue - grey) / 1.772, (red - grey) / 1.402], 1)
+    return -10.0 * chroma.square().mean((1, 2, 3)).clamp_min(_SMALLEST_MSE).log10()
+
+
+@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0), variant=_VARIANT, colour_space=_LUMA)
 def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Structural similarity on luma.
 
@@ -48,7 +64,7 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     return (luminance * contrast).mean((1, 2, 3))
 
 
-@register_reward("ms_ssim", differentiable=True, range=(0.0, 1.0), variant=_VARIANT)
+@register_reward("ms_ssim", differentiable=True, range=(0.0, 1.0), variant=_VARIANT, colour_space=_LUMA)
 def ms_ssim(sr: Tensor, hr: Tensor, scales: int = 5) -> Tensor:
     """Multi-scale structural similarity on luma.
 

@@ -32,7 +32,9 @@ class RewardInfo:
         differentiable: whether its gradient reaches `sr`.
         group: whether it must see all samples of a context at once; it then receives `group`, int64 [B].
         licence, weights: of the reward, and where its weights come from.
-        variant: what its numbers must be quoted with, such as a colour space or a training set.
+        variant: what its numbers must be quoted with, such as a training set.
+        unit: of its numbers: "dB", or "" for a score without one.
+        colour_space: what of the image it looks at.
         doc: the first line of its documentation.
     """
 
@@ -47,6 +49,8 @@ class RewardInfo:
     licence: str = "Apache-2.0"
     weights: str = "none"
     variant: str = ""
+    unit: str = ""
+    colour_space: str = "RGB"
     doc: str = ""
 
     def __post_init__(self) -> None:

@@ -38,6 +38,8 @@ def register_reward(
     licence: str = "Apache-2.0",
     weights: str = "none",
     variant: str = "",
+    unit: str = "",
+    colour_space: str = "RGB",
 ) -> Callable[[_Target], _Target]:
     """Make a reward known by name. Decorates a function `(sr, ...)`, or a class whose instances are called so.
 
@@ -50,7 +52,8 @@ def register_reward(
         range: the closed interval of the scores.
         direction: "higher", or "none" for a control that follows no quality.
         licence, weights: told in the listing.
-        variant: what its numbers must be quoted with, such as a colour space.
+        variant: what its numbers must be quoted with, such as a training set.
+        unit: of its numbers. colour_space: what of the image it looks at.
 
     Raises:
         ValueError: when another reward has the name.
@@ -68,6 +71,8 @@ def register_reward(
             licence=licence,
             weights=weights,
             variant=variant,
+            unit=unit,
+            colour_space=colour_space,
         )
         holder = BUILTIN[name].path if name in BUILTIN else None
         if name in _REGISTERED:

@@ -13,12 +13,16 @@ Writes results.csv and results.parquet (one row a number), results.json (what th
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srgym.runners.run.config import ConfigError
 from srgym.runners.run.overrides import defaults, take_values
+
+if TYPE_CHECKING:
+    from srgym.envs import SRTask
+    from srgym.runners.measure.methods import Method
 
 __all__ = ["run"]
 
@@ -49,14 +53,13 @@ def _env(arguments: list[str]) -> dict[str, Any]:
     env = dict(resolve(*compose(arguments)).stages[0].sections["env"])
     if env["name"] == "photographs" and not any(a.startswith("env.split=") for a in arguments):
         env["split"] = "test"
-    env.pop("prompts", None)
     return env
 
 
 def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Path:
     from srgym.runners.measure.evaluation import (
+        Evaluation,
         draw,
-        evaluate,
         evaluation_record,
         mapping_reward,
         save_evaluation,
@@ -66,18 +69,16 @@ def _evaluate(settings: Mapping[str, Any], env: Mapping[str, Any] | None) -> Pat
     from srgym.runners.report import write_evaluation_report
 
     metrics = make_metrics(settings["metrics"])
-    source, methods = _folders(settings) if env is None else _policies(settings, env)
+    task, methods = _folders(settings) if env is None else _policies(settings, env)
     folder, seeds = Path(settings["out"]), settings["seeds"]
-    frame = evaluate(
-        methods, source, metrics, seeds=seeds, limit=settings["limit"], batch=settings["batch"], progress=_progress
-    )
+    evaluation = Evaluation(task, metrics, seeds=seeds, limit=settings["limit"], batch=settings["batch"])
+    frame = evaluation.measure(methods, _progress)
     facts = {key: settings[key] for key in ("seeds", "limit", "dataset", "pred", "policy", "hr", "lr")}
-    record = evaluation_record(methods, metrics, env=env, contexts=len(source), **facts)
-    save_evaluation(frame, record, folder)
+    save_evaluation(frame, evaluation_record(methods, metrics, env=env, contexts=len(task), **facts), folder)
     if settings["save_images"]:
-        _save_images(methods, source, folder / "images", settings)
-    shown = spread_indices(len(source), max(1, settings["pictures"])) if settings["pictures"] else []
-    pictures = draw(methods, source, shown, seed=seeds[0], reward=mapping_reward(metrics))
+        _save_images(task, methods, evaluation.indices, folder / "images", seeds[0])
+    shown = spread_indices(len(task), max(1, settings["pictures"])) if settings["pictures"] else []
+    pictures = draw(task, methods, shown, seed=seeds[0], reward=mapping_reward(metrics))
     return write_evaluation_report(folder, pictures, dataset=settings["dataset"])
 
 
@@ -97,40 +98,40 @@ def _named(given: Any) -> dict[str, str]:
     return named
 
 
-def _folders(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _folders(settings: Mapping[str, Any]) -> "tuple[SRTask, dict[str, Method]]":
+    from srgym.envs import SRTask
     from srgym.runners.measure.folders import match_folders
 
-    made = settings["colour_fix"] or "unknown"
-    contexts, images = match_folders(_named(settings["pred"]), settings["hr"], settings["lr"], made)
-    return contexts, dict(images)
+    colour_fix = settings["colour_fix"] or "unknown"
+    contexts, images = match_folders(_named(settings["pred"]), settings["hr"], settings["lr"], colour_fix)
+    return SRTask(contexts), dict(images)
 
 
-def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    from srgym.envs import sources
+def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> "tuple[SRTask, dict[str, Method]]":
     from srgym.runners.measure.methods import Samples, baselines
-    from srgym.runners.run.build import pick_device
+    from srgym.runners.run.build import build_task, pick_device
     from srgym.runners.run.upscaling import find_policy
 
-    device, named, methods = pick_device(settings["device"]), _named(settings["policy"]), dict[str, Any]()
+    device, named = pick_device(settings["device"]), _named(settings["policy"])
+    methods: dict[str, Method] = {}
     for name, folder in named.items():
         policy = find_policy(folder, env.get("scale")).to(device)
         if settings["baselines"]:
-            found = baselines(policy, settings["steps"], adapter=settings["adapter"])
-            shared = len(named) == 1
-            methods |= {kind if shared or kind == "bicubic" else f"{name}, {kind}": m for kind, m in found.items()}
+            for kind, method in baselines(policy, settings["steps"], adapter=settings["adapter"]).items():
+                methods[kind if len(named) == 1 or kind == "bicubic" else f"{name}, {kind}"] = method
         methods[name] = Samples(
             policy, settings["steps"], settings["solver"], settings["adapter"], settings["colour_fix"] or "none"
         )
-    return sources.make(env), methods
+    return build_task(env), methods
 
 
-def _save_images(methods: Mapping[str, Any], source: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-    from srgym.files import to_png
-    from srgym.runners.measure.evaluation import draw, spread_indices
+def _save_images(
+    task: "SRTask", methods: "Mapping[str, Method]", indices: Sequence[int], folder: Path, seed: int
+) -> None:
+    from srgym.files import to_png, write_whole
+    from srgym.runners.measure.evaluation import draw
 
-    for index in spread_indices(len(source), settings["limit"]):
-        (picture,) = draw(methods, source, [index], seed=settings["seeds"][0])
+    for index in indices:
+        (picture,) = draw(task, methods, [index], seed=seed)
         for name in methods:
-            path = folder / name / f"{picture['id']}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(to_png(picture[name]))
+            write_whole(folder / name / f"{picture['id']}.png", to_png(picture[name]))

@@ -56,16 +56,21 @@ def collect(
     obs = {"lr": context.lr.to(device), "prompt": context.prompt}
     with torch.no_grad():
         if agent.sampling is None:
-            if not getattr(agent, "encodes", False):
+            if not agent.encodes:
                 batch["cond"] = repeat(policy.encode(obs), size)
-            if Need.PREFERENCES in getattr(agent, "needs", ()):
+            if Need.PREFERENCES in agent.needs:
                 source: Any = task.source  # one with preferences, as `agent.check` has seen
                 batch.update(source.pairs(index).to(device))
             return batch
         with policy.adapter(agent.sampler):
             rolled = _roll(policy, agent.sampling, obs, seeds, rollout_batch)
     batch.update(rolled)
-    return _score(task, context, batch)
+    scored = task.score(context, batch["sr"], batch["group"], **policy.made(rolled))
+    batch["reward"] = torch.nan_to_num(scored.total).float().to(device)
+    batch["valid"] = scored.valid.to(device)
+    components = {name: value.to(device) for name, value in scored.components.items()}
+    batch["components"] = TensorDict(components, batch_size=batch.batch_size)
+    return batch
 
 
 def _roll(
@@ -79,16 +84,6 @@ def _roll(
     parts = [policy.sample(cond[c : c + rollout_batch], sampling, seeds[c : c + rollout_batch]) for c in cuts]
     whole: TensorDict = torch.cat(parts)
     return whole
-
-
-def _score(task: "SRTask", context: Any, batch: TensorDict) -> TensorDict:
-    scored = task.score(context, batch["sr"], batch["group"])
-    device = batch["sr"].device
-    batch["reward"] = torch.nan_to_num(scored.total).float().to(device)
-    batch["valid"] = scored.valid.to(device)
-    components = {name: value.to(device) for name, value in scored.components.items()}
-    batch["components"] = TensorDict(components, batch_size=batch.batch_size)
-    return batch
 
 
 def rows_anyway(agent: "Agent", rollout: TensorDict) -> TensorDict:

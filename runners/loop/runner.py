@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,22 +20,26 @@ from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
 from srgym.runners.loop.collect import collect, rows_anyway, statistics
 from srgym.runners.loop.distributed import World, agree, whole
-from srgym.runners.loop.heldout import Heldout
-from srgym.runners.loop.instrument import Meter, instrumented
 from srgym.runners.loop.interrupt import Interrupted, listening
 from srgym.runners.loop.loggers import Logger
+from srgym.runners.loop.meter import Meter, instrumented
 from srgym.runners.loop.progress import Display
 from srgym.runners.loop.sampler import ContextSampler
 from srgym.runners.loop.schedule import learning_rate
 from srgym.runners.loop.settings import RunnerSettings, same_config
+from srgym.runners.measure.evaluation import Evaluation, contact_sheet
+from srgym.runners.measure.methods import Method, Samples
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from srgym.agents.base import Agent
     from srgym.envs.task import SRTask
 
 __all__ = ["Runner"]
 
 _MAX_SKIPPED = 20
+_SHOWN = 4  # contexts in a picture
 
 
 class Runner:
@@ -49,7 +53,9 @@ class Runner:
         seed: of the contexts' order and of every sample's noise.
         folder: where checkpoints go.
         loggers: where numbers and pictures go.
-        heldout: the evaluation during the run, or None.
+        evaluation: what is measured during the run, of the averaged weights and with the same noise each time; or
+            None.
+        on_evaluation: is told of every evaluation: its rows, what was spent so far (`cost`), and the seconds it took.
         name: the stage's, for messages.
         config: what is written into checkpoints; a checkpoint of another config isn't resumed.
         world: the processes that the run is shared by.
@@ -65,7 +71,8 @@ class Runner:
         seed: int,
         folder: Path,
         loggers: Sequence[Logger] = (),
-        heldout: Heldout | None = None,
+        evaluation: Evaluation | None = None,
+        on_evaluation: Callable[["DataFrame", Mapping[str, float], float], None] | None = None,
         name: str = "main",
         config: Mapping[str, Any] | None = None,
         quiet: bool = False,
@@ -75,7 +82,8 @@ class Runner:
         self.task, self.policy, self.agent, self.settings = task, policy, agent, settings
         self.name, self.folder = name, folder
         self.config: dict[str, Any] = json.loads(json.dumps({**(config or {}), "seed": seed}))
-        self._seed, self._loggers, self._heldout = seed, loggers, heldout
+        self._seed, self._loggers = seed, loggers
+        self.evaluation, self._on_evaluation = evaluation, on_evaluation
         self._quiet = quiet or not self.world.main
         self._checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self._sampler = ContextSampler(len(task), seed)
@@ -219,7 +227,7 @@ class Runner:
             logged |= self._evaluate()
         if _due(settings.log_every, self.iteration) or last or any(name.startswith("eval/") for name in logged):
             self._log(logged)
-        if self._heldout is not None and _due(settings.images_every, self.iteration):
+        if self.evaluation is not None and _due(settings.images_every, self.iteration):
             self._picture()
         if not last and _due(settings.checkpoint_every, self.iteration):
             self.save()
@@ -293,14 +301,22 @@ class Runner:
 
     def _evaluate(self) -> dict[str, float]:
         """The held-out numbers, once an iteration; nothing for a run without evaluations."""
-        if self._heldout is None or not self.settings.eval_every or self._evaluated == self.iteration:
+        if self.evaluation is None or not self.settings.eval_every or self._evaluated == self.iteration:
             return {}
-        self._evaluated = self.iteration
-        return self._heldout.evaluate(self.policy, self.agent)
+        self._evaluated, started, cost = self.iteration, time.monotonic(), self.cost
+        with self.agent.averaged():
+            frame = self.evaluation.measure(self._methods())
+        if self._on_evaluation is not None:
+            self._on_evaluation(frame, cost, time.monotonic() - started)
+        return self.evaluation.means(frame)
+
+    def _methods(self) -> dict[str, Method]:
+        return {"policy": Samples(self.policy, self.settings.eval_steps)}
 
     def _picture(self) -> None:
-        assert self._heldout is not None
-        grid = self._heldout.picture(self.policy, self.agent)
+        assert self.evaluation is not None
+        with self.agent.averaged():
+            grid = contact_sheet(self.evaluation.pictures(self._methods(), _SHOWN))
         for logger in self._loggers:
             logger.image(self.iteration, "pictures/lr_sr_hr", grid)
 

@@ -1,40 +1,27 @@
 """Evaluation: any methods on any contexts by any metrics, one row for each image and number."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from srgym.envs.rendering import legend, overlay
+from srgym.envs.sources import Source
+from srgym.envs.task import Context, SRTask
+from srgym.files import write_json
 from srgym.rewards.base import Reward
-from srgym.runners.measure.methods import as_method
+from srgym.runners.measure.methods import Method, as_method
 from srgym.runners.measure.metrics import Metric, check_metrics, make_metrics, metric_rows
 
-__all__ = ["COLUMNS", "Batch", "batches", "draw", "evaluate", "evaluation_record", "faulty", "mapping_reward",
-           "read_evaluation", "save_evaluation", "split_id", "spread_indices"]  # fmt: skip
+__all__ = ["COLUMNS", "Evaluation", "contact_sheet", "draw", "evaluate", "evaluation_record", "faulty",
+           "mapping_reward", "read_evaluation", "save_evaluation", "split_id", "spread_indices"]  # fmt: skip
 
 COLUMNS = ("method", "photograph", "crop", "metric", "value", "valid", "seed")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Contexts of one size, as methods and metrics take them.
-
-    Attributes:
-        index: int64 [B]; ids: B strings; lr: [B, 3, h, w]; hr: [B, 3, H, W]; prompt, degradation: B each. What the
-            source doesn't have is None (LR too, where images are scored that something else made).
-    """
-
-    index: Tensor
-    ids: list[str]
-    lr: Tensor | None
-    hr: Tensor | None
-    prompt: list[str] | None
-    degradation: list[dict[str, Any]] | None
 
 
 def split_id(name: str) -> tuple[str, str]:
@@ -52,42 +39,87 @@ def spread_indices(count: int, limit: int | None) -> list[int]:
     return [round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)]
 
 
-def batches(source: Any, indices: Sequence[int], size: int = 8) -> Iterator[Batch]:
-    """The source's samples in batches of at most `size` neighbours that share their image sizes."""
-    held: list[tuple[int, Any]] = []
-    for index in indices:
-        sample = source[index]
-        if held and (len(held) == size or _shapes(sample) != _shapes(held[0][1])):
-            yield _batch(held)
-            held = []
-        held.append((index, sample))
-    if held:
-        yield _batch(held)
+class Evaluation:
+    """Metrics on some contexts of a task, which conditions a policy here as it does in training.
 
+    Args:
+        task: whose contexts; it needs no reward.
+        metrics: see `make_metrics`.
+        reward: the label of the metric that is trained on, where there is one.
+        seeds: of the samples' noise; what isn't random is scored once.
+        limit: at most so many contexts, spread evenly.
+        batch: contexts at once; results don't depend on it.
+    """
 
-def _shapes(sample: Any) -> tuple[Any, ...]:
-    return tuple(None if image is None else image.shape for image in (sample.lr, sample.hr))
+    def __init__(
+        self,
+        task: SRTask,
+        metrics: Sequence[Any] | Mapping[str, Any],
+        *,
+        reward: str | None = None,
+        seeds: Sequence[int] = (0,),
+        limit: int | None = None,
+        batch: int = 8,
+    ) -> None:
+        self.task, self.metrics, self.reward = task, make_metrics(metrics), reward
+        self.seeds, self.batch = seeds, batch
+        self.indices = spread_indices(len(task), limit)
 
+    def measure(self, methods: Mapping[str, Method], progress: Callable[[float], None] | None = None) -> pd.DataFrame:
+        """Score methods.
 
-def _batch(held: Sequence[tuple[int, Any]]) -> Batch:
-    samples = [sample for _, sample in held]
-    return Batch(
-        index=torch.tensor([index for index, _ in held]),
-        ids=[sample.id for sample in samples],
-        lr=_all(torch.stack, [sample.lr for sample in samples]),
-        hr=_all(torch.stack, [sample.hr for sample in samples]),
-        prompt=_all(list, [sample.prompt for sample in samples]),
-        degradation=_all(list, [sample.degradation for sample in samples]),
-    )
+        Args:
+            progress: is called with the share done, in [0, 1].
 
+        Returns:
+            One row for each method, seed, image and metric (components as `metric.component`), in that order, columns
+            `COLUMNS`. `value` is NaN and `valid` False where there is no score.
 
-def _all(join: Callable[[list[Any]], Any], parts: list[Any]) -> Any:
-    return None if parts[0] is None else join(parts)
+        Raises:
+            Incompatible: for a metric that the contexts and a method can't feed.
+        """
+        for method in methods.values():
+            check_metrics(self.metrics, self.task.provides | method.gives, f"the source '{self.task.source.name}'")
+        rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        done = 0
+        for context in self.task.batches(self.indices, self.batch):
+            for name, method in methods.items():
+                for seed in self.seeds if method.random else self.seeds[:1]:
+                    scored = self._score(context, method, seed, {"method": name, "seed": seed})
+                    rows.setdefault((name, seed), []).extend(scored)
+            done += len(context)
+            if progress is not None:
+                progress(done / len(self.indices))
+        ordered = [row for name in methods for seed in self.seeds for row in rows.get((name, seed), [])]
+        return pd.DataFrame(ordered, columns=list(COLUMNS))
+
+    @torch.no_grad()
+    def _score(self, context: Context, method: Method, seed: int, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+        identity = [{**labels, "photograph": p, "crop": c} for p, c in map(split_id, context.ids)]
+        sr, made = method(context, seed)
+        group = torch.arange(len(sr))
+        columns = []
+        for metric in self.metrics:
+            output = self.task.score(context, sr, group, reward=metric.reward, **made)
+            columns += metric_rows(metric, output, identity)
+        return [row for i in range(len(identity)) for row in columns[i :: len(identity)]]
+
+    def means(self, frame: pd.DataFrame) -> dict[str, float]:
+        """What is logged of a measurement: `eval/reward` for the trained reward, its components beside it, and the
+        other metrics, means over the images that have a score."""
+        values = frame.groupby("metric", sort=False)["value"].mean()
+        trained = f"{self.reward}."
+        names = {name: "reward" if name == self.reward else str(name).removeprefix(trained) for name in values.index}
+        return {f"eval/{names[name]}": float(value) for name, value in values.items()}
+
+    def pictures(self, methods: Mapping[str, Method], count: int) -> list[dict[str, Any]]:
+        """The first contexts as `draw` gives them."""
+        return draw(self.task, methods, self.indices[:count], seed=self.seeds[0], reward=mapping_reward(self.metrics))
 
 
 def evaluate(
     methods: Mapping[str, Any],
-    source: Any,
+    contexts: SRTask | Source,
     metrics: Sequence[Any] | Mapping[str, Any],
     *,
     seeds: Sequence[int] = (0,),
@@ -98,88 +130,54 @@ def evaluate(
     batch: int = 8,
     progress: Callable[[float], None] | None = None,
 ) -> pd.DataFrame:
-    """Score methods on a source of contexts.
+    """Score methods on contexts: `Evaluation.measure` in one call.
 
     Args:
         methods: by name: a policy (its samples are drawn by `solver` in `steps` under `adapter`), a `Method`, or a
             function of LR [B, 3, h, w] to SR [B, 3, H, W].
-        source: a `srgym.envs` source.
-        metrics: reward specifications, or labels to them (see `make_metrics`).
-        seeds: of the samples' noise; what isn't random is scored once.
-        limit: at most so many contexts, spread evenly.
-        batch: contexts at once; results don't depend on it.
-        progress: is called with the share done, in [0, 1].
-
-    Returns:
-        One row for each method, seed, image and metric (components as `metric.component`), in that order, columns
-        `COLUMNS`. `value` is NaN and `valid` False where there is no score.
-
-    Raises:
-        Incompatible: for a metric that the source can't feed.
+        contexts: a task, or a source, whose contexts then carry no prompts.
+        metrics, seeds, limit, batch, progress: see `Evaluation`.
     """
-    measured = make_metrics(metrics)
-    check_metrics(measured, source.provides, f"the source '{type(source).__name__}'")
+    task = contexts if isinstance(contexts, SRTask) else SRTask(contexts)
     drawn = {name: as_method(m, steps=steps, solver=solver, adapter=adapter) for name, m in methods.items()}
-    indices = spread_indices(len(source), limit)
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    done = 0
-    for contexts in batches(source, indices, batch):
-        for name, method in drawn.items():
-            for seed in seeds if method.random else seeds[:1]:
-                scored = _score(measured, contexts, method(contexts, seed), {"method": name, "seed": seed})
-                rows.setdefault((name, seed), []).extend(scored)
-        done += len(contexts.ids)
-        if progress is not None:
-            progress(done / len(indices))
-    ordered = [row for name in drawn for seed in seeds for row in rows.get((name, seed), [])]
-    return pd.DataFrame(ordered, columns=list(COLUMNS))
-
-
-@torch.no_grad()
-def _score(metrics: Sequence[Metric], contexts: Batch, sr: Tensor, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    def here(image: Tensor | None) -> Tensor | None:
-        return None if image is None else image.to(sr.device)
-
-    identity = [{**labels, "photograph": p, "crop": c} for p, c in map(split_id, contexts.ids)]
-    columns = []
-    for metric in metrics:
-        output = metric.reward(
-            sr, lr=here(contexts.lr), hr=here(contexts.hr), degradation=contexts.degradation,
-            index=contexts.index, group=torch.arange(len(sr), device=sr.device),
-        )  # fmt: skip
-        columns += metric_rows(metric, output, identity)
-    return [row for i in range(len(identity)) for row in columns[i :: len(identity)]]
+    return Evaluation(task, metrics, seeds=seeds, limit=limit, batch=batch).measure(drawn, progress)
 
 
 @torch.no_grad()
 def draw(
-    methods: Mapping[str, Any],
-    source: Any,
-    indices: Sequence[int],
-    *,
-    seed: int = 0,
-    reward: Reward | None = None,
-    **sampling: Any,
+    task: SRTask, methods: Mapping[str, Method], indices: Sequence[int], *, seed: int = 0, reward: Reward | None = None
 ) -> list[dict[str, Any]]:
     """Pictures of some contexts: for each a dict with `id`, `LR`, every method by name, and `HR`, as far as there are.
 
     Images are [3, H, W] in [0, 1] on the CPU, LR in its own size. With a reward that has a map (see `mapping_reward`),
     each method is followed by its faults over the greyed image, and their scale, under `faulty(name)`.
     """
-    drawn = {name: as_method(method, **sampling) for name, method in methods.items()}
     pictures = []
-    for contexts in batches(source, indices, 1):
-        images: dict[str, Any] = {"id": contexts.ids[0]}
-        if contexts.lr is not None:
-            images["LR"] = contexts.lr[0]
-        for name, method in drawn.items():
-            images[name] = method(contexts, seed)[0].float().clamp(0, 1).cpu()
+    for context in task.batches(indices, 1):
+        images: dict[str, Any] = {"id": context.ids[0]}
+        if "lr" in task.provides:
+            images["LR"] = context.lr[0]
+        for name, method in methods.items():
+            sr = method(context, seed).sr.float().clamp(0, 1).cpu()
+            images[name] = sr[0]
             if reward is not None:
-                images[faulty(name)] = _with_faults(reward, images[name], contexts)
-        if contexts.hr is not None:
-            images["HR"] = contexts.hr[0]
+                fault = overlay(sr[0], task.map(context, sr, reward=reward)[0].cpu())
+                images[faulty(name)] = torch.cat([fault, legend(sr.shape[-2])], 2)
+        if context.hr is not None:
+            images["HR"] = context.hr[0]
         pictures.append(images)
     return pictures
+
+
+def contact_sheet(pictures: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Pictures of `draw`, as far as they have the first one's size, one a row, LR enlarged: [3, height, width]."""
+    rows = []
+    for picture in pictures:
+        images = [image for name, image in picture.items() if name != "id"]
+        size = images[-1].shape[-2:]
+        enlarged = [F.interpolate(x[None], size=size, mode="nearest")[0] if x.shape[1] < size[0] else x for x in images]
+        rows.append(torch.cat(enlarged, 2))
+    return torch.cat([row for row in rows if row.shape == rows[0].shape], 1)
 
 
 def faulty(name: str) -> str:
@@ -192,21 +190,14 @@ def mapping_reward(metrics: Sequence[Metric]) -> Reward | None:
     return next((metric.reward for metric in metrics if metric.reward.has_map), None)
 
 
-def _with_faults(reward: Reward, sr: Tensor, contexts: Batch) -> Tensor:
-    from srgym.envs.rendering import legend, overlay
-
-    fault = reward.map(sr[None], lr=contexts.lr, hr=contexts.hr, degradation=contexts.degradation)[0].cpu()
-    return torch.cat([overlay(sr, fault), legend(sr.shape[-2])], 2)
-
-
 # On disk
 
 
-def evaluation_record(methods: Mapping[str, Any], metrics: Sequence[Metric], **facts: Any) -> dict[str, Any]:
+def evaluation_record(methods: Mapping[str, Method], metrics: Sequence[Metric], **facts: Any) -> dict[str, Any]:
     """What the numbers mean: every metric's variant and colour space, every method's sampling and colour fix."""
     return {
         "metrics": {metric.label: metric.record for metric in metrics},
-        "methods": {name: as_method(method).record for name, method in methods.items()},
+        "methods": {name: method.record for name, method in methods.items()},
         **facts,
     }
 
@@ -216,7 +207,7 @@ def save_evaluation(frame: pd.DataFrame, record: Mapping[str, Any], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / f"{name}.csv", index=False)
     frame.to_parquet(folder / f"{name}.parquet", index=False)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+    write_json(folder / f"{name}.json", record)
 
 
 def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, dict[str, Any]]:

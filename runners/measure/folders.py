@@ -1,13 +1,13 @@
 """Folders of images that something else made, matched by stem to the truth, as contexts and methods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from srgym.envs.images import image_files, image_size, read_image, to_float
+from srgym.envs.sources import Sample, Source
 from srgym.runners.measure.methods import Images
 
 __all__ = ["FolderContexts", "match_folders"]
@@ -15,40 +15,28 @@ __all__ = ["FolderContexts", "match_folders"]
 _NAMED = 5  # mismatches that a message spells out
 
 
-@dataclass(frozen=True)
-class FolderSample:
-    """One image: its stem, its LR and its HR as far as there are some."""
+class FolderContexts(Source):
+    """Contexts of matched folders.
 
-    id: str
-    lr: Tensor | None
-    hr: Tensor | None
-    prompt: None = None
-    degradation: None = None
-
-
-@dataclass(frozen=True)
-class FolderContexts:
-    """Contexts of matched folders, for `srgym.runners.measure.evaluation.evaluate`.
-
-    Attributes:
-        stems: of the images, sorted. lr, hr: stem to file, empty where there is no such folder.
+    Args:
+        stems: of the images, sorted.
+        lr, hr: stem to file, empty where there is no such folder.
+        scale: how many times larger SR is than LR; 1 where there is no LR.
     """
 
-    stems: Sequence[str]
-    lr: Mapping[str, Path]
-    hr: Mapping[str, Path]
+    size = None
 
-    @property
-    def provides(self) -> frozenset[str]:
-        return frozenset(name for name, files in (("lr", self.lr), ("hr", self.hr)) if files)
+    def __init__(self, stems: Sequence[str], lr: Mapping[str, Path], hr: Mapping[str, Path], scale: int = 1) -> None:
+        self.stems, self.scale, self._lr, self._hr = stems, scale, lr, hr
+        self.provides = frozenset(name for name, files in (("lr", lr), ("hr", hr)) if files)
 
     def __len__(self) -> int:
         return len(self.stems)
 
-    def __getitem__(self, index: int) -> FolderSample:
+    def __getitem__(self, index: int) -> Sample:
         stem = self.stems[index]
-        lr, hr = (_read(files[stem]) if files else None for files in (self.lr, self.hr))
-        return FolderSample(stem, lr, hr)
+        lr = _read(self._lr[stem]) if self._lr else torch.zeros(3, 0, 0)
+        return Sample(stem, lr, _read(self._hr[stem]) if self._hr else None)
 
 
 def _read(path: Path) -> Tensor:
@@ -56,12 +44,12 @@ def _read(path: Path) -> Tensor:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in image_files(folder):
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path} share a stem: images are matched by it")
-        found[path.stem] = path
-    return found
+        if path.stem in files:
+            raise ValueError(f"{files[path.stem]} and {path} share a stem: images are matched by it")
+        files[path.stem] = path
+    return files
 
 
 def match_folders(
@@ -86,15 +74,16 @@ def match_folders(
     predicted = {name: _by_stem(Path(folder)) for name, folder in pred.items()}
     truth, inputs = (_by_stem(Path(folder)) if folder else {} for folder in (hr, lr))
     first, files = next(iter(predicted.items()))
-    others = {**{f"pred ({name})": found for name, found in predicted.items()}, "hr": truth, "lr": inputs}
-    for name, found in others.items():
-        if found:
-            _check_partners(f"pred ({first})", files, name, found)
+    others = {**{f"pred ({name})": paths for name, paths in predicted.items()}, "hr": truth, "lr": inputs}
+    for name, paths in others.items():
+        if paths:
+            _check_partners(f"pred ({first})", files, name, paths)
     stems = sorted(files)
-    for found in predicted.values() if truth else ():
-        _check_sizes(stems, found, truth)
-    images = {name: Images(found, partial(_read), colour_fix) for name, found in predicted.items()}
-    return FolderContexts(stems, inputs, truth), images
+    for paths in predicted.values() if truth else ():
+        _check_sizes(stems, paths, truth)
+    images = {name: Images(paths, _read, colour_fix) for name, paths in predicted.items()}
+    scale = image_size(files[stems[0]])[0] // image_size(inputs[stems[0]])[0] if inputs else 1
+    return FolderContexts(stems, inputs, truth, scale), images
 
 
 def _check_partners(one: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:

@@ -3,25 +3,41 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.envs.task import Context
 from srgym.policies import FlowPolicy, Sampling, derive_seeds
 from srgym.policies.colour import MODES, fix_colour
 
-__all__ = ["Bicubic", "Function", "Images", "Mean", "Method", "Samples", "as_method", "baselines"]
+__all__ = ["Bicubic", "Drawn", "Function", "Images", "Mean", "Method", "Samples", "as_method", "baselines"]
+
+
+class Drawn(NamedTuple):
+    """SR [B, 3, H, W] in [0, 1], and what else was made of each image, as arguments of a reward."""
+
+    sr: Tensor
+    made: Mapping[str, Any] = MappingProxyType({})
 
 
 class Method(Protocol):
-    """Turns contexts into SR images, one each. `random` says whether another seed gives another image."""
+    """Turns contexts into SR images, one each.
 
-    random: bool
+    Attributes:
+        random: whether another seed gives another image.
+        gives: what it makes beside images, as arguments of a reward.
+    """
 
-    def __call__(self, context: Any, seed: int) -> Tensor:
-        """A context of B images to SR [B, 3, H, W] in [0, 1]."""
+    @property
+    def random(self) -> bool: ...
+    @property
+    def gives(self) -> frozenset[str]: ...
+    def __call__(self, context: Context, seed: int) -> Drawn:
+        """What is made of a batch of contexts."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -49,15 +65,21 @@ class Samples:
             raise ValueError(f"colour_fix is one of {', '.join(MODES)}, got '{self.colour_fix}'")
 
     @torch.no_grad()
-    def __call__(self, context: Any, seed: int) -> Tensor:
+    def __call__(self, context: Context, seed: int) -> Drawn:
         seeds = derive_seeds(seed, 0, context.index, stream="evaluation")
-        obs = {"lr": context.lr.to(self.policy.device), "prompt": context.prompt}
+        lr = context.lr.to(self.policy.device)
         with self.policy.adapter(self.adapter):
-            sr: Tensor = self.policy.rollout(obs, Sampling(steps=self.steps, solver=self.solver), seeds)["sr"]
-        if self.colour_fix == "none":
-            return sr
-        reference = F.interpolate(obs["lr"], size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        return fix_colour(sr, reference, self.colour_fix)
+            obs = {"lr": lr, "prompt": context.prompt}
+            rolled = self.policy.rollout(obs, Sampling(steps=self.steps, solver=self.solver), seeds)
+        sr: Tensor = rolled["sr"]
+        if self.colour_fix != "none":
+            reference = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+            sr = fix_colour(sr, reference, self.colour_fix)
+        return Drawn(sr, self.policy.made(rolled))
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return self.policy.gives
 
     @property
     def record(self) -> dict[str, Any]:
@@ -72,13 +94,13 @@ class Samples:
 class Mean:
     """A policy's predicted mean image: the most accurate, and too smooth."""
 
-    policy: Any
+    policy: Any  # a `CompactPolicy`, or another with `predict_mean`
     random = False
+    gives = frozenset[str]()
 
     @torch.no_grad()
-    def __call__(self, context: Any, seed: int) -> Tensor:
-        sr: Tensor = self.policy.predict_mean(context.lr)
-        return sr
+    def __call__(self, context: Context, seed: int) -> Drawn:
+        return Drawn(self.policy.predict_mean(context.lr))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -91,12 +113,13 @@ class Bicubic:
 
     scale: int
     random = False
+    gives = frozenset[str]()
 
-    def __call__(self, context: Any, seed: int) -> Tensor:
+    def __call__(self, context: Context, seed: int) -> Drawn:
         if self.scale == 1:
-            return context.lr.clamp(0, 1)  # type: ignore[no-any-return]
+            return Drawn(context.lr.clamp(0, 1))
         size = [side * self.scale for side in context.lr.shape[-2:]]
-        return F.interpolate(context.lr, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+        return Drawn(F.interpolate(context.lr, size=size, mode="bicubic", align_corners=False).clamp(0, 1))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -116,9 +139,10 @@ class Images:
     read: Callable[[Path], Tensor]
     colour_fix: str = "unknown"
     random = False
+    gives = frozenset[str]()
 
-    def __call__(self, context: Any, seed: int) -> Tensor:
-        return torch.stack([self.read(self.paths[name]) for name in context.ids])
+    def __call__(self, context: Context, seed: int) -> Drawn:
+        return Drawn(torch.stack([self.read(self.paths[name]) for name in context.ids]))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -131,10 +155,11 @@ class Function:
 
     function: Callable[[Tensor], Tensor]
     random = False
+    gives = frozenset[str]()
 
     @torch.no_grad()
-    def __call__(self, context: Any, seed: int) -> Tensor:
-        return self.function(context.lr)
+    def __call__(self, context: Context, seed: int) -> Drawn:
+        return Drawn(self.function(context.lr))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -142,19 +167,25 @@ class Function:
         return {"kind": "function", "function": name, "colour_fix": "unknown"}
 
 
-def as_method(given: Any, *, steps: int = 6, solver: str = "euler", adapter: str | None = "ema") -> Method:
+def as_method(
+    source: "Method | FlowPolicy | Callable[[Tensor], Tensor]",
+    *,
+    steps: int = 6,
+    solver: str = "euler",
+    adapter: str | None = "ema",
+) -> Method:
     """A method from a method, a policy (its samples), or a function of LR.
 
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(given, FlowPolicy):
-        return Samples(given, steps, solver, adapter)
-    if hasattr(given, "random") and hasattr(given, "record"):
-        return given  # type: ignore[no-any-return]
-    if callable(given):
-        return Function(given)
-    raise TypeError(f"expected a policy, or a function from LR to SR images, got {given!r}")
+    if isinstance(source, FlowPolicy):
+        return Samples(source, steps, solver, adapter)
+    if hasattr(source, "random") and hasattr(source, "record"):
+        return cast(Method, source)
+    if callable(source):
+        return Function(source)
+    raise TypeError(f"expected a policy, or a function from LR to SR images, got {source!r}")
 
 
 def baselines(policy: FlowPolicy, steps: int = 6, few: int = 3, adapter: str | None = "ema") -> dict[str, Method]:
@@ -162,10 +193,10 @@ def baselines(policy: FlowPolicy, steps: int = 6, few: int = 3, adapter: str | N
 
     A step or a few make a smoother image than the sampler's full number, which many metrics reward.
     """
-    found: dict[str, Method] = {"bicubic": Bicubic(policy.scale)}
+    methods: dict[str, Method] = {"bicubic": Bicubic(policy.scale)}
     if hasattr(policy, "predict_mean"):
-        found["mean prediction"] = Mean(policy)
+        methods["mean prediction"] = Mean(policy)
     for number in sorted({1, few} - {steps}):
         if number < steps:
-            found[f"{number} step{'s' if number > 1 else ''}"] = Samples(policy, number, adapter=adapter)
-    return found
+            methods[f"{number} step{'s' if number > 1 else ''}"] = Samples(policy, number, adapter=adapter)
+    return methods

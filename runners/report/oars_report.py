@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from srgym import policies
+from srgym.policies.base import FlowPolicy
 from srgym.runners.measure.evaluation import (
+    Evaluation,
     draw,
-    evaluate,
     evaluation_record,
     mapping_reward,
     save_evaluation,
     spread_indices,
-)
+)  # fmt: skip
 from srgym.runners.measure.methods import Method, Samples, baselines
-from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.measure.statistics import Band
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panels, Text
 from srgym.runners.report.evaluation_report import INTERVALS, record_tables
@@ -29,6 +30,7 @@ from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_
 from srgym.runners.report.summary import level, metric_names, present
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, alerts, claim
+from srgym.runners.run.build import build_policy, build_task
 
 __all__ = ["HELD_OUT", "oars_document", "stage_methods", "write_oars_report"]
 
@@ -66,32 +68,27 @@ def write_oars_report(
     Raises:
         FileNotFoundError: if the folder holds no finished run.
     """
-    from srgym.envs import sources
-    from srgym.runners.run.build import build_policy, load_policy
-
     started, run = time.monotonic(), read_run(Path(run_dir))
     parts, last = run.roles(roles), run.stages[-1].settings
     changes = env if env is not None else {"split": "test"} if last["env"].get("name") == "photographs" else {}
-    section = {key: value for key, value in {**last["env"], **changes}.items() if key != "prompts"}
+    section = {**last["env"], **changes}
     steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
-    policies: dict[str, Any] = {"base": build_policy(run.stages[0].settings["policy"], section)}
-    policies |= {s.name: load_policy(s.folder / "policy") for s in run.stages}
-    methods = stage_methods(policies, parts, steps)
-    measured = make_metrics({**run.rewards(), **{_label(m): m for m in (HELD_OUT if metrics is None else metrics)}})
-    source = sources.make(section)
-    frame = evaluate(methods, source, measured, seeds=seeds, limit=limit)
+    stages: dict[str, FlowPolicy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
+    stages |= {stage.name: policies.load(stage.folder / "policy") for stage in run.stages}
+    methods = stage_methods(stages, parts, steps)
+    held_out = {_label(metric): metric for metric in (HELD_OUT if metrics is None else metrics)}
+    task = build_task(section)
+    evaluation = Evaluation(task, {**run.rewards(), **held_out}, seeds=seeds, limit=limit)
+    frame = evaluation.measure(methods)
     record = evaluation_record(
-        methods, measured, env=section, seeds=list(seeds), contexts=len(source), limit=limit, seen=not changes
+        methods, evaluation.metrics, env=section, seeds=list(seeds), contexts=len(task), limit=limit, seen=not changes
     )
     save_evaluation(frame, record, run.folder / "evaluation")
     if picture_size and "size" in section:
-        source = sources.make({**section, "size": picture_size})
+        task = build_task(section, size=picture_size)
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
-    drawn = (
-        draw(shown, source, spread_indices(len(source), min(pictures, len(source))), reward=mapping_reward(measured))
-        if pictures
-        else []
-    )
+    indices = spread_indices(len(task), min(pictures, len(task))) if pictures else []
+    drawn = draw(task, shown, indices, reward=mapping_reward(evaluation.metrics))
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
     return document.save(run.folder)
 
@@ -100,11 +97,10 @@ def _label(spec: Any) -> str:
     return str(spec.get("label", spec.get("name"))) if isinstance(spec, Mapping) else str(spec)
 
 
-def stage_methods(policies: Mapping[str, Any], roles: Roles, steps: int) -> dict[str, Method]:
+def stage_methods(stages: Mapping[str, FlowPolicy], roles: Roles, steps: int) -> dict[str, Method]:
     """What the report compares: what costs no reinforcement learning (of the SFT policy), then every stage."""
-    start = policies[roles.sft or "base"]
-    found = baselines(start, steps)
-    return {**found, **{name: Samples(policy, steps) for name, policy in policies.items()}}
+    methods = baselines(stages[roles.sft or "base"], steps)
+    return {**methods, **{name: Samples(policy, steps) for name, policy in stages.items()}}
 
 
 def oars_document(

@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,17 +13,18 @@ from srgym.agents.registry import check_options
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
+from srgym.policies.registry import policy_class
 from srgym.rewards.base import Reward
 from srgym.rewards.serving.readiness import ensure_ready
-from srgym.runners.loop.heldout import Heldout
 from srgym.runners.loop.settings import RunnerSettings
+from srgym.runners.measure.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
 
 __all__ = [
-    "build_agent", "build_heldout", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
-    "load_policy", "pick_device", "use_threads",
+    "build_agent", "build_evaluation", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
+    "pick_device", "use_threads",
 ]  # fmt: skip
 
 
@@ -45,11 +45,13 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"runner.device is auto, cpu, cuda or cuda:N, got '{name}'") from error
 
 
-def build_task(env: Mapping[str, Any], reward: Reward, **changes: Any) -> SRTask:
+def build_task(
+    env: Mapping[str, Any], reward: Reward | None = None, *, policy_gives: Collection[str] = (), **changes: Any
+) -> SRTask:
     """The task of an env section: its source by `name`, the source's options, and `prompts`."""
     options = {**env, **changes}
     name, prompts = options.pop("name"), options.pop("prompts", False)
-    return SRTask(sources.make(name, **options), reward, prompts=prompts)
+    return SRTask(sources.make(name, **options), reward, prompts=prompts, policy_gives=policy_gives)
 
 
 def build_reward(section: Any) -> Reward:
@@ -70,11 +72,6 @@ def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPoli
     if options.get("scale", 0) is None:
         options["scale"] = env.get("scale", 4)
     return policies.make(name, **options)
-
-
-def load_policy(folder: Path) -> FlowPolicy:
-    """A saved policy."""
-    return policies.load(folder)
 
 
 def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
@@ -101,7 +98,7 @@ def check_parts(sections: Mapping[str, Any]) -> None:
     agent = dict(sections["agent"])
     check_options(agent.pop("name"), agent)
     reward = None if _loads_a_judge(sections["reward"]) else rewards.make(sections["reward"])
-    build_task(sections["env"], reward if reward is not None else rewards.make("psnr_y"))
+    build_task(sections["env"], reward, policy_gives=policy_class(sections["policy"]["name"]).gives)
 
 
 def _loads_a_judge(section: Any) -> bool:
@@ -116,9 +113,14 @@ def build_settings(section: Mapping[str, Any]) -> RunnerSettings:
     return RunnerSettings(**section)
 
 
-def build_heldout(
-    settings: RunnerSettings, env: Mapping[str, Any], changes: Mapping[str, Any] | None, reward: Reward, seed: int
-) -> Heldout | None:
+def build_evaluation(
+    settings: RunnerSettings,
+    env: Mapping[str, Any],
+    changes: Mapping[str, Any] | None,
+    metrics: Sequence[Any] | Mapping[str, Any],
+    reward: str,
+    seed: int,
+) -> Evaluation | None:
     """The evaluation during the run, on the env section with `changes` (photographs: split=validation), or None.
 
     Warns where those images are trained on too.
@@ -132,5 +134,5 @@ def build_heldout(
             f"heldout.split={held_out['split']}, too; env.split=train keeps them apart",
             stacklevel=2,
         )
-    task = build_task(env, reward, **changes)
-    return Heldout(task, settings.eval_contexts, settings.eval_steps, seed)
+    task = build_task(env, **changes)
+    return Evaluation(task, metrics, reward=reward, seeds=(seed,), limit=settings.eval_contexts)

@@ -8,25 +8,25 @@ The folder of a run:
     stages/NAME/metrics.csv   its log; tensorboard/ and checkpoints/ beside it
 """
 
-import contextlib
 import json
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pandas import DataFrame
 
+from srgym import policies
 from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
 from srgym.runners.loop.checkpoint import write_folder
 from srgym.runners.loop.distributed import World, shard, unshard
-from srgym.runners.loop.heldout import averaged_weights
 from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
 from srgym.runners.loop.runner import Runner
@@ -45,10 +45,22 @@ class Run:
     Args:
         config: the resolved settings.
         quiet: show no progress.
+        metrics: what is measured during the run, labels to specifications; None: the stage's reward, and PSNR where
+            there is ground truth. reward: the label of the one that is trained on.
+        on_evaluation: is told of every evaluation: its rows, what all stages have cost so far, and its seconds.
     """
 
-    def __init__(self, config: RunConfig, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        quiet: bool = False,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        reward: str = "reward",
+        on_evaluation: Callable[[DataFrame, Mapping[str, float], float], None] | None = None,
+    ) -> None:
         self.config, self.folder, self._quiet = config, config.out, quiet
+        self._metrics, self._reward, self._on_evaluation = metrics, reward, on_evaluation
         self._world = World()
 
     def learn(self) -> dict[str, dict[str, float]]:
@@ -182,7 +194,7 @@ class Run:
         else:
             policy.cpu()
         if runner.world.main:
-            with contextlib.nullcontext() if policy.has_adapters else averaged_weights(policy, agent):
+            with agent.averaged():
                 write_folder(folder / "policy", policy.save)
         return cost
 
@@ -191,19 +203,29 @@ class Run:
         settings = build.build_settings(sections["runner"])
         build.use_threads(settings.threads)
         reward = build.build_reward(sections["reward"])
-        task = build.build_task(sections["env"], reward)
         device = build.pick_device(settings.device)
         world = replace(self._world, sharded=settings.parallel == "fsdp" and not self._world.alone)
         policy = self._start(stage)
+        task = build.build_task(sections["env"], reward, policy_gives=policy.gives)
         if world.sharded:
             shard(policy, device, settings.microbatch)
         policy.to(device)
         agent = build.build_agent(sections["agent"], policy, task)
-        heldout = build.build_heldout(settings, sections["env"], self.config.tree.get("heldout"), reward, seed)
+        metrics = self._metrics or {"reward": reward, **({"psnr_y": "psnr_y"} if "hr" in task.provides else {})}
+        evaluation = build.build_evaluation(
+            settings, sections["env"], self.config.tree.get("heldout"), metrics, self._reward, seed
+        )
+        earlier = self._cost_before(stage.name)
         loggers: list[Any] = []
+
+        def on_evaluation(frame: DataFrame, cost: Mapping[str, float], seconds: float) -> None:
+            if self._on_evaluation is not None and world.main:
+                total = {key: value + earlier.get(key, 0.0) for key, value in cost.items()}
+                self._on_evaluation(frame, total, seconds)
+
         runner = Runner(
-            task, policy, agent, settings, seed=seed, folder=folder, loggers=loggers, heldout=heldout,
-            name=stage.name, config=stage.as_json(), quiet=self._quiet, world=world,
+            task, policy, agent, settings, seed=seed, folder=folder, loggers=loggers, evaluation=evaluation,
+            on_evaluation=on_evaluation, name=stage.name, config=stage.as_json(), quiet=self._quiet, world=world,
         )  # fmt: skip
         runner.resume()
         name = f"{self.config.name}-{stage.name}"
@@ -211,13 +233,21 @@ class Run:
             loggers += make_loggers(self.config.logger, folder, name, self.as_json(), after=runner.iteration)
         return runner, agent, loggers
 
+    def _cost_before(self, name: str) -> dict[str, float]:
+        """What the stages before a stage have cost together."""
+        total: dict[str, float] = {}
+        for stage in self.config.stages[: [stage.name for stage in self.config.stages].index(name)]:
+            for key, value in self._read_record()["stages"].get(stage.name, {}).items():
+                total[key] = total.get(key, 0.0) + value
+        return total
+
     def _start(self, stage: StageConfig) -> FlowPolicy:
         """The policy that a stage starts from, with adapters if the stage trains some."""
         lora = stage.sections["lora"]
         if stage.start_from == "base":
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         else:
-            policy = build.load_policy(self._stage_folder(stage.start_from) / "policy")
+            policy = policies.load(self._stage_folder(stage.start_from) / "policy")
         if policy.has_adapters and lora is None:
             raise ValueError(
                 f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "

@@ -1,10 +1,9 @@
-"""A toy run: a policy of a few numbers, an agent, a task and settings, all fast enough for tests of the loop."""
+"""A toy run: a policy of a few numbers with its adapters, an agent, a task and settings, fast enough for tests of the
+loop; what surrounds them (task, agent's base, adapters, runner) is the library's own."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,36 +11,43 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.agents import Agent
+from srgym.envs import Context, SRTask
+from srgym.envs.sources import Sample, Source
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
-from srgym.rewards.base import RewardOutput
+from srgym.rewards import make
 from srgym.runners.loop.runner import Runner
 from srgym.runners.loop.settings import RunnerSettings
 
 
 class ToyPolicy(FlowPolicy):
-    """v = a x + b + c t, at scale 1; its `old` weights are a second set of numbers."""
+    """v = A (x, 1) + t - LR in each pixel, at scale 1."""
 
     name = "toy"
     scale = 1
-    lora_targets = ()
+    lora_targets = ("learner",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.learner = nn.Linear(3, 3)
+        self.net = nn.ModuleDict({"learner": nn.Linear(4, 3, bias=False)})
         with torch.no_grad():
-            self.learner.weight.copy_(torch.eye(3) * 0.5)
-            self.learner.bias.copy_(torch.tensor([0.1, -0.1, 0.2]))
+            self.learner.weight.copy_(torch.cat([torch.eye(3) * 0.5, torch.tensor([[0.1], [-0.1], [0.2]])], 1))
 
     @property
     def core(self) -> nn.Module:
-        return self.learner
+        return self.net
+
+    @property
+    def learner(self) -> Any:
+        return self.net["learner"]
 
     def encode(self, obs: Mapping[str, Any]) -> TensorDict:
         return TensorDict({"lr": obs["lr"]}, batch_size=[len(obs["lr"])])
 
     def velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        moved: Tensor = self.learner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        with_one = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        moved: Tensor = self.learner(with_one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return moved + t.reshape(-1, 1, 1, 1) - cond["lr"]
 
     def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
@@ -56,99 +62,69 @@ class ToyPolicy(FlowPolicy):
     def sigmas(self, steps: int, cond: TensorDict) -> Tensor:
         return torch.linspace(1, 0, steps + 1)
 
-    def save_base(self, folder: Path) -> None:
-        from safetensors.torch import save_file
 
-        save_file({name: p.detach().clone() for name, p in self.state_dict().items()}, folder / "model.safetensors")
+class ToySource(Source):
+    """Contexts of random pixels, whose truth is the input."""
 
-    def load_base(self, folder: Path) -> None:
-        from safetensors.torch import load_file
+    scale, size = 1, (4, 4)
+    provides = frozenset({"lr", "hr"})
 
-        self.load_state_dict(load_file(folder / "model.safetensors"))
-
-
-class ToyTask:
-    """Contexts of random pixels; the reward is minus the distance to the LR image."""
-
-    scale = 1
-    reward = SimpleNamespace(has_map=False)
-
-    def __init__(self, size: int = 7) -> None:
-        self._size = size
-        self.source = SimpleNamespace(provides=frozenset({"lr", "hr"}))
-        self.asked: list[int] = []
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def __len__(self) -> int:
-        return self._size
+        return self._count
 
-    def context(self, indices: Tensor) -> SimpleNamespace:
-        self.asked += indices.tolist()
-        images = torch.stack([_image(int(index)) for index in indices])
-        return SimpleNamespace(index=indices, lr=images, hr=images, prompt=None)
-
-    def score(self, context: Any, sr: Tensor, group: Tensor | None = None) -> RewardOutput:
-        wanted = context.lr.repeat_interleave(len(sr) // len(context.lr), 0)
-        total = -(sr - wanted).abs().flatten(1).mean(1)
-        valid = torch.ones(len(sr), dtype=torch.bool)
-        valid[0] = len(sr) < 4  # one sample of a large batch can't be scored
-        return RewardOutput(total.where(valid, torch.nan), valid, {"distance": -total})
+    def __getitem__(self, index: int) -> Sample:
+        image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(index))
+        return Sample(f"{index}/0", image, image)
 
 
-def _image(index: int) -> Tensor:
-    return torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(index))
+def closeness(sr: Tensor, lr: Tensor) -> dict[str, Tensor]:
+    """Minus the distance to the LR image; one sample of a large batch can't be scored."""
+    distance = (sr - lr).abs().flatten(1).mean(1)
+    total = -distance
+    if len(sr) >= 4:
+        total = total.index_fill(0, torch.tensor([0]), torch.nan)
+    return {"total": total, "distance": distance}
 
 
-class ToyAgent:
-    """Regresses the velocity towards the LR image, weighted by the samples' rewards; keeps a moving average."""
+class ToyTask(SRTask):
+    """Remembers which contexts were asked for."""
 
-    needs: frozenset[Any] = frozenset()
+    def __init__(self, size: int = 7) -> None:
+        super().__init__(ToySource(size), make(closeness))
+        self.asked: list[int] = []
+
+    def context(self, indices: Tensor | Iterable[int]) -> Context:
+        context = super().context(indices)
+        self.asked += context.index.tolist()
+        return context
+
+
+class ToyAgent(Agent):
+    """Regresses the velocity towards the LR image, weighted by the samples' rewards."""
+
+    name = "toy"
     sampling: Sampling | None = Sampling(steps=2)
     sampler = "old"
 
     def __init__(self, policy: FlowPolicy, group_size: int = 4, epochs: int = 2) -> None:
-        self.policy, self.group_size, self.epochs = policy, group_size, epochs
-        self.stats: dict[str, float] = {}
-        self.steps = 0
-        self.average = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
+        super().__init__(policy, group_size=group_size, epochs=epochs, ema=0.5)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         kept = rollout[rollout["valid"]] if "valid" in rollout else rollout
         self.stats = {"dropped": float(len(rollout) - len(kept))}
         return kept
 
-    finished = False
-
-    def batches(self, rows: TensorDict) -> Iterator[TensorDict]:
-        for _ in range(self.epochs):
-            yield rows
-
     def loss(self, batch: TensorDict) -> TensorDict:
-        noise = Noise(derive_seeds(self.steps, 0, batch["seed"], stream="times"))
+        noise = Noise(derive_seeds(self.updates, 0, batch["seed"], stream="times"))
         x0 = self.policy.to_latent(batch["lr"], batch["cond"])
         t, eps = noise.uniform(), noise.normal(x0.shape[1:])
         s = t.reshape(-1, 1, 1, 1)
         error = self.policy.velocity((1 - s) * x0 + s * eps, t, batch["cond"]) - (eps - x0)
         weight = batch["reward"].exp()
         return TensorDict({"loss_flow": (weight * error.square().flatten(1).mean(1)).mean(), "weight": weight.mean()})
-
-    def after_update(self) -> None:
-        self.steps += 1
-        for name, parameter in self.policy.trainable_parameters():
-            self.average[name].lerp_(parameter.detach(), 0.5)
-
-    def after_iteration(self) -> None:
-        pass
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        yield
-
-    def state(self) -> dict[str, Any]:
-        return {**{f"average/{name}": value for name, value in self.average.items()}, "steps": self.steps}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.average = {k.removeprefix("average/"): v for k, v in state.items() if k.startswith("average/")}
 
 
 @dataclass
@@ -157,15 +133,22 @@ class Toy:
 
     folder: Path
 
-    def run(self, *, task: ToyTask | None = None, agent: Any = None, loggers: Any = (), **settings: Any) -> Runner:
-        policy = ToyPolicy() if agent is None else agent.policy
+    def run(self, *, task: SRTask | None = None, agent: Agent | None = None, **settings: Any) -> Runner:
+        agent = agent or ToyAgent(self.policy())
+        own = {name: settings.pop(name) for name in ("loggers", "evaluation", "on_evaluation") if name in settings}
         chosen = {"iterations": 6, "contexts": 2, "lr": 1e-2, "prefetch": 0, "checkpoint_every": 2, **settings}
         return Runner(
-            task or ToyTask(), policy, agent or ToyAgent(policy), RunnerSettings(**chosen),  # type: ignore[arg-type]
-            seed=5, folder=self.folder, loggers=loggers, quiet=True,
+            task or ToyTask(), agent.policy, agent, RunnerSettings(**chosen),  # type: ignore[arg-type]
+            seed=5, folder=self.folder, quiet=True, **own,
         )  # fmt: skip
 
-    policy = staticmethod(ToyPolicy)
+    @staticmethod
+    def policy(adapters: bool = True) -> ToyPolicy:
+        policy = ToyPolicy()
+        if adapters:
+            policy.add_adapters(rank=3, alpha=3)
+        return policy
+
     agent = staticmethod(ToyAgent)
     task = staticmethod(ToyTask)
 

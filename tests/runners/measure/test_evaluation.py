@@ -13,7 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from srgym.envs import SRTask
+from srgym.envs.sources import Sample, Source
 from srgym.rewards import Incompatible
+from srgym.rewards.fidelity import psnr_chroma
 from srgym.runners.commands.cli import main
 from srgym.runners.measure.evaluation import (
     COLUMNS,
@@ -25,13 +28,15 @@ from srgym.runners.measure.evaluation import (
     spread_indices,
 )
 from srgym.runners.measure.methods import Bicubic, Samples, as_method, baselines
-from srgym.runners.measure.metrics import make_metrics, psnr_chroma
+from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.measure.published import datasets, published_tables
 
 
 @dataclass
-class Contexts:
+class Contexts(Source):
     """Smooth pictures, the crops of one photograph alike."""
+
+    scale, size = 4, None
 
     names: tuple[str, ...] = ("cat/0", "cat/1", "dog/0", "dog/1")
     provides: frozenset[str] = frozenset({"lr", "hr"})
@@ -40,12 +45,12 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> SimpleNamespace:
+    def __getitem__(self, index: int) -> Sample:
         side = self.sizes[index]
         x = torch.linspace(0, 1, side)
         hr = torch.stack([x.repeat(side, 1), x.repeat(side, 1).T, torch.full((side, side), index / 10)])
         lr = torch.nn.functional.avg_pool2d(hr, 4)
-        return SimpleNamespace(id=self.names[index], lr=lr, hr=hr, prompt=None, degradation=None)
+        return Sample(self.names[index], lr, hr)
 
 
 def upsample(lr: torch.Tensor) -> torch.Tensor:
@@ -116,8 +121,8 @@ def test_the_baselines_of_a_policy(tiny_policy):
     lr = Contexts()[0].lr[None]
     context = SimpleNamespace(lr=lr, index=torch.tensor([0]), prompt=None)
     expected = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic").clamp(0, 1)
-    assert torch.allclose(found["bicubic"](context, 0), expected)
-    assert torch.equal(found["mean prediction"](context, 0), tiny_policy.predict_mean(lr))
+    assert torch.allclose(found["bicubic"](context, 0).sr, expected)
+    assert torch.equal(found["mean prediction"](context, 0).sr, tiny_policy.predict_mean(lr))
 
 
 def test_a_sample_is_drawn_under_the_adapter_that_is_asked_for(tiny_policy):
@@ -126,7 +131,9 @@ def test_a_sample_is_drawn_under_the_adapter_that_is_asked_for(tiny_policy):
         for _, parameter in tiny_policy.trainable_parameters():
             parameter.add_(0.3)
     context = SimpleNamespace(lr=Contexts()[0].lr[None], index=torch.tensor([0]), prompt=None)
-    averaged, learner, base = (Samples(tiny_policy, 2, adapter=name)(context, 0) for name in ("ema", "default", None))
+    averaged, learner, base = (
+        Samples(tiny_policy, 2, adapter=name)(context, 0).sr for name in ("ema", "default", None)
+    )
     assert torch.allclose(averaged, base)  # the average hasn't followed yet
     assert not torch.allclose(learner, base)
 
@@ -134,8 +141,8 @@ def test_a_sample_is_drawn_under_the_adapter_that_is_asked_for(tiny_policy):
 def test_the_colour_fix_is_applied_and_recorded(tiny_policy):
     context = SimpleNamespace(lr=Contexts()[0].lr[None], index=torch.tensor([0]), prompt=None)
     fixed = Samples(tiny_policy, 2, colour_fix="adain")
-    wanted = Bicubic(4)(context, 0).mean((2, 3))
-    assert torch.allclose(fixed(context, 0).mean((2, 3)), wanted, atol=0.02)
+    wanted = Bicubic(4)(context, 0).sr.mean((2, 3))
+    assert torch.allclose(fixed(context, 0).sr.mean((2, 3)), wanted, atol=0.02)
     assert fixed.record["colour_fix"] == "adain"
     with pytest.raises(ValueError, match="colour_fix is one of none, adain, wavelet"):
         Samples(tiny_policy, colour_fix="sepia")
@@ -162,7 +169,7 @@ def test_an_evaluation_comes_back_from_disk(tmp_path: Path):
 
 
 def test_drawn_pictures_hold_every_method_between_lr_and_hr():
-    (picture,) = draw({"nearest": upsample, "bicubic": Bicubic(4)}, Contexts(), [1])
+    (picture,) = draw(SRTask(Contexts()), {"nearest": as_method(upsample), "bicubic": Bicubic(4)}, [1])
     assert list(picture) == ["id", "LR", "nearest", "bicubic", "HR"]
     assert picture["nearest"].shape == (3, 16, 16)
 
@@ -281,13 +288,13 @@ def test_a_reward_with_a_map_adds_each_methods_faults_and_the_report_explains_th
     from srgym.runners.measure.metrics import make_metrics
     from srgym.runners.report.panels import FAULTS, make_panels
 
-    source = sources.make("photographs", split="validation", size=32)
-    upscale = {"nearest": lambda lr: lr.repeat_interleave(4, 2).repeat_interleave(4, 3)}
-    (picture,) = draw(upscale, source, [0], reward=rewards.make(Corner))
+    task = SRTask(sources.make("photographs", split="validation", size=32))
+    upscale = {"nearest": as_method(lambda lr: lr.repeat_interleave(4, 2).repeat_interleave(4, 3))}
+    (picture,) = draw(task, upscale, [0], reward=rewards.make(Corner))
     assert list(picture) == ["id", "LR", "nearest", faulty("nearest"), "HR"]
     shown = picture[faulty("nearest")]
     assert shown.shape[1] == 32 and shown.shape[2] > 32
     assert (shown[0, :8, :8] > 0.85).all() and (shown[0, 8:, :32] == shown[2, 8:, :32]).all()
     assert FAULTS in make_panels([picture], "Crops.").caption
-    assert FAULTS not in make_panels(draw(upscale, source, [0]), "Crops.").caption
+    assert FAULTS not in make_panels(draw(task, upscale, [0]), "Crops.").caption
     assert mapping_reward(make_metrics(["psnr_y"])) is None

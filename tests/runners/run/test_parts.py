@@ -1,9 +1,7 @@
 """The parts of the loop: budgets and learning rates, the order of contexts, the cost that is counted, evaluation."""
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import srgym
-from srgym.rewards import make
-from srgym.runners.loop.heldout import Heldout
-from srgym.runners.loop.instrument import Meter, instrumented
+from srgym.runners.loop.meter import Meter, instrumented
 from srgym.runners.loop.sampler import ContextSampler
 from srgym.runners.loop.schedule import Budget, learning_rate
 from srgym.runners.loop.settings import RunnerSettings
-from srgym.runners.run.build import build_heldout
+from srgym.runners.measure.evaluation import Evaluation, contact_sheet
+from srgym.runners.run.build import build_evaluation
 
 
 @given(size=st.integers(1, 40), cuts=st.lists(st.integers(1, 15), max_size=12), seed=st.integers(0, 2**40))
@@ -80,7 +77,7 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 
 def test_flops_of_a_forward(toy: Any) -> None:
-    policy = toy.policy()
+    policy = toy.policy(adapters=False)
     cond = policy.encode({"lr": torch.rand(5, 3, 4, 4)})
     x, t = torch.rand(5, 3, 4, 4), torch.rand(5)
     meter = Meter(policy)
@@ -88,10 +85,11 @@ def test_flops_of_a_forward(toy: Any) -> None:
         with torch.no_grad():
             policy.velocity(x, t, cond)
         policy.velocity(x, t, cond)
-    # A linear layer 3 -> 3 at 16 pixels: 2 * 9 * 16 = 288; with gradient the backward of all weights is 2 more.
+    # A linear layer 4 -> 3 at 16 pixels: 2 * 12 * 16 = 384; with gradient the backward of all weights is 2 more.
     assert meter.forwards == 10
-    assert meter.flops == 5 * 288 + 5 * 3 * 288
-    assert "velocity" not in policy.__dict__
+    assert meter.flops == 5 * 384 + 5 * 3 * 384
+    policy.velocity(x, t, cond)
+    assert meter.forwards == 10  # only while it's instrumented
 
 
 def test_a_policy_may_say_what_a_forward_costs(toy: Any) -> None:
@@ -114,39 +112,49 @@ def test_unknown_autocast(toy: Any) -> None:
 
 def test_evaluation_is_the_same_each_time_and_under_the_average(toy: Any) -> None:
     policy = toy.policy()
-    agent = toy.agent(policy)
-    heldout = Heldout(toy.task(20), count=3, steps=2, seed=3)
-    first = heldout.evaluate(policy, agent)
-    assert heldout.evaluate(policy, agent) == first
+    evaluation = Evaluation(
+        toy.task(20), {"reward": closeness, "psnr_y": "psnr_y"}, reward="reward", seeds=(3,), limit=3
+    )
+    runner = toy.run(agent=toy.agent(policy), evaluation=evaluation, eval_every=1, eval_steps=2)
+
+    def evaluated() -> dict[str, float]:
+        runner._evaluated = None
+        return runner._evaluate()
+
+    first = evaluated()
+    assert evaluated() == first
     assert set(first) == {"eval/reward", "eval/distance", "eval/psnr_y"}
     assert first["eval/reward"] == pytest.approx(-first["eval/distance"], abs=1e-6)
     with torch.no_grad():
-        policy.learner.bias += 1.0  # the learner moves on, and the average with it
-    assert heldout.evaluate(policy, agent) != first
-
-    @contextlib.contextmanager
-    def averaged() -> Iterator[None]:
-        with torch.no_grad():
-            policy.learner.bias -= 1.0
-            yield
-            policy.learner.bias += 1.0
-
-    agent.averaged = averaged
-    assert heldout.evaluate(policy, agent)["eval/reward"] == pytest.approx(first["eval/reward"], abs=1e-5)
-    picture = heldout.picture(policy, agent)
-    assert picture.shape == (3, 3 * 4, 3 * 4)  # 3 contexts down, LR | SR | HR across
+        for _, parameter in policy.trainable_parameters():
+            parameter += 1.0  # the learner moves on; the average doesn't until it is told
+    assert evaluated() == first
+    policy.sync("default", "ema")
+    assert evaluated() != first
+    sheet = contact_sheet(evaluation.pictures(runner._methods(), 4))
+    assert sheet.shape == (3, 3 * 4, 3 * 4)  # 3 contexts down, LR | SR | HR across
 
 
-def test_evaluations_share_a_row_with_their_iteration(toy: Any, tmp_path: Path) -> None:
+def closeness(sr: torch.Tensor, lr: torch.Tensor) -> dict[str, torch.Tensor]:
+    distance = (sr - lr).abs().flatten(1).mean(1)
+    return {"total": -distance, "distance": distance}
+
+
+def test_evaluations_share_a_row_with_their_iteration_and_are_told_what_was_spent(toy: Any, tmp_path: Path) -> None:
     from srgym.runners.loop.loggers import CSVLogger
 
-    runner = toy.run(loggers=[CSVLogger(tmp_path / "metrics.csv")], eval_every=2, iterations=5, log_every=5)
-    runner._heldout = Heldout(toy.task(20), count=2, steps=1)
+    told: list[tuple[int, float, float]] = []
+    runner = toy.run(
+        loggers=[CSVLogger(tmp_path / "metrics.csv")], eval_every=2, iterations=5, log_every=5, eval_steps=1,
+        evaluation=Evaluation(toy.task(20), {"reward": "psnr_y"}, reward="reward", limit=2),
+        on_evaluation=lambda frame, cost, seconds: told.append((len(frame), cost["iterations"], cost["images"])),
+    )  # fmt: skip
     runner.learn()
     lines = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     at = lines[0].index("eval/reward")
     assert [line[0] for line in lines[1:] if line[at]] == ["0", "2", "4", "5"]
     assert len(lines) == 5
+    assert told == [(2, 0, 0), (2, 2, 16), (2, 4, 32), (2, 5, 40)]
 
 
 def test_make_runner_is_reached_from_the_top(tmp_path: Path) -> None:
@@ -160,9 +168,9 @@ def test_an_evaluation_on_images_that_are_trained_on_is_said(tmp_path: Path) -> 
     for i in range(5):
         Image.new("RGB", (32, 32), (40 * i, 90, 20)).save(tmp_path / f"{i}.png")
     env = {"name": "hr_folder", "path": str(tmp_path), "preset": "bicubic", "split": "all"}
-    settings, reward = RunnerSettings(iterations=1, eval_every=1), make("psnr_y")
+    settings, metrics = RunnerSettings(iterations=1, eval_every=1), ["psnr_y"]
     with pytest.warns(UserWarning, match="env.split=train keeps them apart"):
-        build_heldout(settings, env, {"split": "validation"}, reward, 0)
+        build_evaluation(settings, env, {"split": "validation"}, metrics, "psnr_y", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build_heldout(settings, {**env, "split": "train"}, {"split": "validation"}, reward, 0)
+        build_evaluation(settings, {**env, "split": "train"}, {"split": "validation"}, metrics, "psnr_y", 0)

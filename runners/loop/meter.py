@@ -1,8 +1,7 @@
-"""What surrounds a policy's forward passes during a run: autocast, and the count of their cost."""
+"""What a run's forward passes cost, and under which autocast they run."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -30,19 +29,16 @@ class Meter:
         self._each: float | None = getattr(policy, "flops_per_forward", None)
         self.forwards, self.flops = 0, 0.0
 
-    def measured(self, policy: FlowPolicy, x: Tensor, t: Tensor, cond: TensorDict) -> float:
-        """Operations of one sample's forward, as torch's counter sees them."""
+    def count(self, policy: FlowPolicy, x: Tensor, t: Tensor, cond: TensorDict) -> None:
+        """Count a velocity of these arguments."""
         if self._each is None:
             from torch.utils.flop_counter import FlopCounterMode
 
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                type(policy).velocity(policy, x[:1].detach(), t[:1].detach(), cond[:1].detach())
+                policy.velocity(x[:1].detach(), t[:1].detach(), cond[:1].detach())
             self._each = float(counter.get_total_flops())
-        return self._each
-
-    def count(self, rows: int, each: float, grad: bool) -> None:
-        self.forwards += rows
-        self.flops += rows * each * (1 + self._backward * grad)
+        self.forwards += len(x)
+        self.flops += len(x) * self._each * (1 + self._backward * torch.is_grad_enabled())
 
 
 @contextlib.contextmanager
@@ -54,25 +50,9 @@ def instrumented(policy: FlowPolicy, meter: Meter, autocast: str = "off") -> Ite
     """
     if autocast not in AUTOCAST:
         raise ValueError(f"runner.autocast is one of {', '.join(AUTOCAST)}, got '{autocast}'")
-    dtype, kind = AUTOCAST[autocast], policy.device.type
-    encode, velocity = policy.encode, policy.velocity
-
-    def cast() -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype)
-
-    def cast_encode(obs: Any) -> TensorDict:
-        with cast():
-            return encode(obs)
-
-    def cast_velocity(x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        with cast():
-            meter.count(len(x), meter.measured(policy, x, t, cond), torch.is_grad_enabled())
-            v = velocity(x, t, cond)
-        return v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
-
-    policy.__dict__.update(encode=cast_encode, velocity=cast_velocity)
+    before = policy.autocast, policy.meter
+    policy.autocast, policy.meter = AUTOCAST[autocast], meter
     try:
         yield
     finally:
-        policy.__dict__.pop("encode")
-        policy.__dict__.pop("velocity")
+        policy.autocast, policy.meter = before
