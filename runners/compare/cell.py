@@ -142,13 +142,14 @@ def run_cell(folder: Path) -> None:
 def _evaluate(folder: Path, request: Mapping[str, Any], config: RunConfig, metrics: Sequence[Metric]) -> str | None:
     """Score the final policy on the test contexts; returns its folder, None for one that comes from its settings."""
     from srgym.envs import sources
-    from srgym.runners.run.build import build_policy, load_policy, pick_device, use_threads
+    from srgym.policies import load
+    from srgym.runners.run.build import build_policy, pick_device, use_threads
 
     stage = config.stages[-1]
     use_threads(stage.sections["runner"]["threads"])
     saved = None if request["overrides"] is None else f"run/stages/{stage.name}/policy"
     env = {key: value for key, value in {**stage.sections["env"], **request["test"]}.items() if key != "prompts"}
-    policy = load_policy(folder / saved) if saved else build_policy(stage.sections["policy"], env)
+    policy = load(folder / saved) if saved else build_policy(stage.sections["policy"], env)
     policy = policy.to(pick_device(stage.sections["runner"]["device"]))
     methods: dict[str, Any] = {"policy": Samples(policy, request["steps"])}
     if request["baselines"]:

@@ -67,7 +67,8 @@ def write_oars_report(
         FileNotFoundError: if the folder holds no finished run.
     """
     from srgym.envs import sources
-    from srgym.runners.run.build import build_policy, load_policy
+    from srgym.policies import load
+    from srgym.runners.run.build import build_policy
 
     started, run = time.monotonic(), read_run(Path(run_dir))
     parts, last = run.roles(roles), run.stages[-1].settings
@@ -75,7 +76,7 @@ def write_oars_report(
     section = {key: value for key, value in {**last["env"], **changes}.items() if key != "prompts"}
     steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
     policies: dict[str, Any] = {"base": build_policy(run.stages[0].settings["policy"], section)}
-    policies |= {s.name: load_policy(s.folder / "policy") for s in run.stages}
+    policies |= {s.name: load(s.folder / "policy") for s in run.stages}
     methods = stage_methods(policies, parts, steps)
     measured = make_metrics({**run.rewards(), **{_label(m): m for m in (HELD_OUT if metrics is None else metrics)}})
     source = sources.make(section)

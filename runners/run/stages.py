@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from srgym import policies
 from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
@@ -30,7 +31,7 @@ from srgym.runners.loop.heldout import averaged_weights
 from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
 from srgym.runners.loop.runner import Runner
-from srgym.runners.loop.settings import same_config
+from srgym.runners.loop.settings import RunnerSettings, same_config
 from srgym.runners.report import write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
@@ -188,7 +189,7 @@ class Run:
 
     def _build(self, stage: StageConfig, folder: Path) -> tuple[Runner, Any, list[Any]]:
         sections, seed = stage.sections, self.config.seed
-        settings = build.build_settings(sections["runner"])
+        settings = RunnerSettings(**sections["runner"])
         build.use_threads(settings.threads)
         reward = build.build_reward(sections["reward"])
         task = build.build_task(sections["env"], reward)
@@ -217,7 +218,7 @@ class Run:
         if stage.start_from == "base":
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         else:
-            policy = build.load_policy(self._stage_folder(stage.start_from) / "policy")
+            policy = policies.load(self._stage_folder(stage.start_from) / "policy")
         if policy.has_adapters and lora is None:
             raise ValueError(
                 f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
