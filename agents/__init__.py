@@ -1,6 +1,7 @@
 """Agents: what turns contexts and scored rollouts into a loss on the policy.
 
-One file an algorithm; what they share (groups, timesteps, averages, rows) lives once, beside them.
+`make(name, policy, reward, **hyperparameters)` makes one by name. One file an algorithm, whose mathematics is a pure
+function (`nft_loss`, ...); what they share (groups, timesteps, averages, rows) lives once, beside them.
 """
 
 from typing import TYPE_CHECKING
@@ -12,24 +13,30 @@ if TYPE_CHECKING:
     from srgym.agents.base import Need as Need
     from srgym.agents.cold_start import ColdStart as ColdStart
     from srgym.agents.diffusion_nft import DiffusionNFT as DiffusionNFT
+    from srgym.agents.diffusion_nft import nft_loss as nft_loss
     from srgym.agents.dpo import DPO as DPO
+    from srgym.agents.dpo import dpo_loss as dpo_loss
     from srgym.agents.flow_grpo import FlowGRPO as FlowGRPO
+    from srgym.agents.flow_grpo import grpo_loss as grpo_loss
     from srgym.agents.groups import Combine as Combine
     from srgym.agents.groups import GroupFilter as GroupFilter
+    from srgym.agents.groups import group_advantage as group_advantage
     from srgym.agents.refl import REFL as REFL
+    from srgym.agents.refl import refl_loss as refl_loss
     from srgym.agents.registry import agent_class as agent_class
     from srgym.agents.registry import available as available
+    from srgym.agents.registry import make as make
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["Agent", "Need"],
         "cold_start": ["ColdStart"],
-        "diffusion_nft": ["DiffusionNFT"],
-        "dpo": ["DPO"],
-        "flow_grpo": ["FlowGRPO"],
-        "groups": ["Combine", "GroupFilter"],
-        "refl": ["REFL"],
-        "registry": ["agent_class", "available"],
+        "diffusion_nft": ["DiffusionNFT", "nft_loss"],
+        "dpo": ["DPO", "dpo_loss"],
+        "flow_grpo": ["FlowGRPO", "grpo_loss"],
+        "groups": ["Combine", "GroupFilter", "group_advantage"],
+        "refl": ["REFL", "refl_loss"],
+        "registry": ["agent_class", "available", "make"],
     },
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from srgym.policies import adapters
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.registry import POLICIES
 from srgym.policies.solvers import DPM2M, SOLVERS, STOCHASTIC, Euler, Memory, Stochastic
 
 __all__ = ["FlowPolicy", "Sampling"]
@@ -366,7 +367,7 @@ class FlowPolicy(nn.Module, ABC):
         """Write the policy: `policy.json`, its own weights and its adapters (safetensors)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        described = {"policy": self.name, "config": self.config, "adapters": self.has_adapters}
+        described = {"policy": POLICIES.name_of(type(self)), "config": self.config, "adapters": self.has_adapters}
         (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
         self.save_base(folder)
         if self.lora is not None:

@@ -1,55 +1,43 @@
 """Policies by name, and policies as saved."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from srgym.policies import adapters
-from srgym.policies.base import FlowPolicy
+from srgym.registry import Registry, class_of
 
-__all__ = ["POLICIES", "available", "load", "make", "policy_folder", "read_description"]
+if TYPE_CHECKING:
+    from srgym.policies.base import FlowPolicy
 
-# Imported when asked for: a foundation model's classes take seconds to import.
-POLICIES = {
-    "compact": "srgym.policies.compact:CompactPolicy",
-    "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
-    "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
-    "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
-    "sd3": "srgym.policies.sd3:SD3Policy",
-}
+__all__ = ["POLICIES", "available", "load", "make", "policy_class", "policy_folder", "read_description"]
+
+POLICIES: "Registry[type[FlowPolicy]]" = Registry(
+    "policy",
+    "a subclass of srgym.policies.FlowPolicy",
+    class_of("srgym.policies.base:FlowPolicy"),
+    "srgym.policies",
+    {
+        "compact": "srgym.policies.compact:CompactPolicy",
+        "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
+        "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
+        "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
+        "sd3": "srgym.policies.sd3:SD3Policy",
+    },
+)
+
+available = POLICIES.names
+policy_class = POLICIES.find
 
 
-def available() -> list[str]:
-    """The names that `make` knows."""
-    return sorted(POLICIES)
-
-
-def policy_class(name: str) -> type[FlowPolicy]:
-    """The class of a policy by name, or by `module:Class`.
+def make(name: str | Mapping[str, Any], **options: Any) -> "FlowPolicy":
+    """A policy by its name (see `available`), `module:Class` or `{"name": ..., **options}`.
 
     Raises:
-        ValueError: for a name that isn't one, with the nearest that is; for a path to something else than a policy.
+        ValueError: for an unknown policy, or an option that it hasn't got, with the nearest right one.
     """
-    path = POLICIES.get(name, name)
-    if ":" not in path:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, POLICIES, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown policy '{name}': expected one of {', '.join(available())} or module:Class{hint}")
-    try:
-        found = resolve_name(path)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"expected a subclass of srgym.policies.FlowPolicy at '{path}', got none: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, FlowPolicy)):
-        raise ValueError(f"expected a subclass of srgym.policies.FlowPolicy at '{path}', got {found!r}")
-    return found
-
-
-def make(name: str, **kwargs: Any) -> FlowPolicy:
-    """Build a policy by its name (see `available`) or by `module:Class`, with its own keyword arguments."""
-    return policy_class(name)(**kwargs)
+    policy: FlowPolicy = POLICIES.make(name, **options)
+    return policy
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -65,7 +53,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return described
 
 
-def load(folder: str | Path) -> FlowPolicy:
+def load(folder: str | Path) -> "FlowPolicy":
     """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
 
     Args:
@@ -74,6 +62,8 @@ def load(folder: str | Path) -> FlowPolicy:
     Raises:
         FileNotFoundError: if the folder holds neither.
     """
+    from srgym.policies import adapters
+
     folder = policy_folder(folder)
     described = read_description(folder)
     policy = make(described["policy"], **described["config"])

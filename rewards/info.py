@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CONTEXT", "DIRECTIONS", "MADE_BY_THE_BANDIT", "RewardInfo", "describe"]
+__all__ = ["CONTEXT", "DIRECTIONS", "MADE_BY_THE_BANDIT", "RewardInfo", "describe", "takes_sr"]
 
 # What the library itself hands a reward beside `sr`. An argument of one of these names that has a default is an
 # optional context; any argument without a default is a need, whatever its name.
@@ -31,7 +31,8 @@ class RewardInfo:
         direction: "higher" is better; "none" for a control that follows no quality at all.
         differentiable: whether its gradient reaches `sr`.
         group: whether it must see all samples of a context at once; it then receives `group`, int64 [B].
-        licence, weights: of the reward, and where its weights come from.
+        licence, weights: of the reward, and where its weights come from. A licence that isn't given is the library's
+            own for the library's rewards, and "not stated" for others'.
         variant: what its numbers must be quoted with, such as a training set.
         unit: of its numbers: "dB", or "" for a score without one.
         colour_space: what of the image it looks at.
@@ -46,7 +47,7 @@ class RewardInfo:
     direction: str = "higher"
     differentiable: bool = False
     group: bool = False
-    licence: str = "Apache-2.0"
+    licence: str = ""
     weights: str = "none"
     variant: str = ""
     unit: str = ""
@@ -54,6 +55,8 @@ class RewardInfo:
     doc: str = ""
 
     def __post_init__(self) -> None:
+        if not self.licence:
+            object.__setattr__(self, "licence", "Apache-2.0" if self.path.startswith("srgym.") else "not stated")
         low, high = self.range
         if math.isnan(low) or math.isnan(high) or low >= high:
             raise ValueError(f"reward '{self.name}': expected a range (low, high) with low < high, got {self.range}")
@@ -76,7 +79,7 @@ def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardIn
         TypeError: when the first argument isn't `sr`, or a group reward takes no `group`.
     """
     parameters = _parameters(target)
-    if not parameters or next(iter(parameters)) != "sr":
+    if not takes_sr(target):
         raise TypeError(
             f"reward '{name}': expected a callable whose first argument is 'sr', got ({', '.join(parameters)})"
         )
@@ -96,6 +99,11 @@ def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardIn
         doc=_first_line(target),
         **declared,
     )
+
+
+def takes_sr(target: Callable[..., Any]) -> bool:
+    """Whether this is a function whose first argument is `sr`, a class whose instances are called so, or such one."""
+    return next(iter(_parameters(target)), None) == "sr"
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -1,20 +1,14 @@
 """What rates a pair (LR, SR) for COMPASS: one interface, and the scorers by name."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 from torch import Tensor, nn
 
-__all__ = ["SCORERS", "Scorer", "make_scorer"]
+from srgym.registry import Registry
 
-# What builds a scorer, imported when asked for: a multimodal model's libraries take seconds to import.
-SCORERS = {
-    "compact": "srgym.rewards.compass.compact:load",
-    "mllm": "srgym.rewards.compass.mllm:MLLMScorer",
-    "soft": "srgym.rewards.compass.mllm:SoftScorer",
-}
+__all__ = ["SCORERS", "Scorer", "make_scorer"]
 
 
 class Scorer(Protocol):
@@ -30,35 +24,38 @@ class Scorer(Protocol):
         """
 
 
-def make_scorer(spec: "str | Mapping[str, Any] | Scorer") -> Scorer:
-    """A scorer by name, by `module:object`, as `{"name": ..., **options}`, or one that is already made.
+def _rates(maker: Any) -> bool:
+    """Whether this is a class of scorers, or a function that says it returns one."""
+    if inspect.isfunction(maker):
+        maker = get_type_hints(maker).get("return")
+    if not isinstance(maker, type):
+        return False
+    method = getattr(maker, "forward", None) or maker.__call__
+    return inspect.isfunction(method) and list(inspect.signature(method).parameters)[1:3] == ["lr", "sr"]
+
+
+SCORERS: Registry[Callable[..., Scorer]] = Registry(
+    "scorer",
+    "a class whose instances are called with (lr, sr), or a function annotated to return one",
+    _rates,
+    "srgym.scorers",
+    {
+        "compact": "srgym.rewards.compass.compact:load",
+        "mllm": "srgym.rewards.compass.mllm:MLLMScorer",
+        "soft": "srgym.rewards.compass.mllm:SoftScorer",
+    },
+)
+
+
+def make_scorer(spec: str | Mapping[str, Any] | Scorer) -> Scorer:
+    """A scorer by name, by `module:attribute`, as `{"name": ..., **options}`, or one that is already made.
 
     Raises:
-        ValueError: for an unknown name, with the nearest right one.
+        ValueError: for an unknown name or option, with the nearest right one.
     """
-    if isinstance(spec, str):
-        return _factory(spec)()
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        if "name" not in options:
-            raise ValueError(f"expected a scorer as {{'name': ...}}, got the keys {', '.join(map(repr, options))}")
-        return _factory(options.pop("name"))(**options)
-    return spec
+    return SCORERS.make(spec) if isinstance(spec, (str, Mapping)) else spec
 
 
 def gradient_reaches(scorer: Scorer) -> bool:
     """Whether the scorer's F and Q_SR are differentiable in SR."""
     return bool(getattr(scorer, "differentiable", isinstance(scorer, nn.Module)))
-
-
-def _factory(name: str) -> Callable[..., Scorer]:
-    path = SCORERS.get(name, name)
-    module, _, attribute = path.partition(":")
-    if not attribute:
-        near = get_close_matches(name, SCORERS, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(
-            f"unknown scorer '{name}': {hint}expected one of {', '.join(SCORERS)}, or 'package.module:object'"
-        )
-    found: Callable[..., Scorer] = getattr(import_module(module), attribute)
-    return found

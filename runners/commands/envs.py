@@ -17,11 +17,11 @@ def run(arguments: list[str]) -> int:
         return _open(dict(resolve(*compose(arguments)).stages[0].sections["env"]))
     from srgym.envs import sources
 
-    described = sources.describe()
-    width = max(map(len, described))
+    rows = sources.listing()
+    name_width, origin_width = (max(len(row[key]) for row in rows) for key in ("name", "origin"))
     print("sources of contexts (env=NAME):")
-    for name, line in described.items():
-        print(f"  {name:<{width}}  {line}")
+    for row in rows:
+        print(f"  {row['name']:<{name_width}}  {row['origin']:<{origin_width}}  {row['doc']}".rstrip())
     print("\nGymnasium environments (gymnasium.make, after import srgym):")
     for name in _registered():
         print(f"  {name}")
@@ -40,8 +40,8 @@ def _open(env: dict[str, Any]) -> int:
     from srgym.envs import sources
 
     env.pop("prompts", None)
-    name = env.pop("name")
-    source = sources.make(name, **env)
+    source = sources.make(env)
     size = "of several sizes" if source.size is None else f"of {source.size[0]} x {source.size[1]} pixels"
-    print(f"{name}: {len(source):,} contexts, LR {size}, x{source.scale}, with {', '.join(sorted(source.provides))}")
+    has = ", ".join(sorted(source.provides))
+    print(f"{env['name']}: {len(source):,} contexts, LR {size}, x{source.scale}, with {has}")
     return 0

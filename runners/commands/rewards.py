@@ -10,11 +10,10 @@ srgym rewards check NAME [reward.key=value ...] [size=192]
 """
 
 import json
-from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
-from srgym.rewards.registry import listing
+from srgym.rewards.registry import REWARDS, listing
 from srgym.runners.commands.arguments import take_flag
 from srgym.runners.run.overrides import take_values
 
@@ -27,7 +26,9 @@ def run(arguments: list[str]) -> int:
     as_json = take_flag(arguments, "--json")
     rows = listing()
     if arguments:
-        rows = [_find(rows, name) for name in arguments]
+        for name in arguments:
+            REWARDS.check_name(name)
+        rows = [row for name in arguments for row in rows if row["name"] == name]
     if as_json:
         print(json.dumps(rows, indent=2, default=str))
     elif arguments:
@@ -39,29 +40,20 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _find(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    for row in rows:
-        if row["name"] == name:
-            return row
-    names = [str(row["name"]) for row in rows]
-    near = get_close_matches(name, names, 1)
-    hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(names)}"
-    raise ValueError(f"there is no reward '{name}'{hint}")
-
-
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    head = ("name", "needs", "gradient", "range", "better", "licence", "what it is")
+    head = ("name", "needs", "gradient", "range", "better", "licence", "origin", "what it is")
     table = [head]
     for row in rows:
         low, high = row["range"]
         gradient = "yes" if row["differentiable"] else "no"
         needs = ",".join(row["needs"]) or "-"
         span = f"{low:.3g}..{high:.3g}"
-        table.append((row["name"], needs, gradient, span, row["direction"], row["licence"], row["doc"]))
+        facts = [row[key] for key in ("direction", "licence", "origin", "doc")]
+        table.append((row["name"], needs, gradient, span, *facts))
     widths = [max(len(str(line[i])) for line in table) for i in range(len(head) - 1)]
     for line, weights in zip(table, ["none", *(row["weights"] for row in rows)], strict=True):
         print("  ".join([*(f"{cell!s:<{width}}" for cell, width in zip(line, widths, strict=False)), str(line[-1])]))
@@ -75,8 +67,8 @@ def _check(arguments: list[str]) -> int:
         raise ValueError(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
     name = names[0]
     section = _section(name)
-    if section is None and ":" not in name:
-        _find(listing(), name)  # a misspelt name is refused before torch loads
+    if section is None:
+        REWARDS.check_name(name)  # a misspelt name is refused before torch loads
     known = {"reward": section or {}, "size": 192}
     taken = take_values([argument for argument in arguments if "=" in argument], known)[0]
     options = taken["reward"]

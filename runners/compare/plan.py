@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from srgym.agents.base import Agent
-from srgym.agents.registry import agent_class, hyperparameters
+from srgym.agents.registry import AGENTS, agent_class
 from srgym.runners.compare.executor import Cell
 from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
 from srgym.runners.run.overrides import defaults, merge_known, sweep, take_values, words
@@ -20,7 +20,7 @@ RANDOM = "random"
 _GROUP = 8  # samples of a context where an agent decides by itself
 _ALONE = ("runner.threads=1", "logger=csv")
 # Hyperparameters that mean the same to every agent that has them.
-_SHARED = {*hyperparameters(Agent), "steps", "std", "filter", "combine"}
+_SHARED = {*(AGENTS.options(Agent) or ()), "steps", "std", "filter", "combine"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _trained(config: RunConfig) -> StageConfig:
 
 def _addressed(settings: Mapping[str, Any], stage: StageConfig, label: str) -> Iterator[str]:
     """An entry's own settings as overrides; a bare `lr` or `beta` is the runner's or the agent's, whichever has it."""
-    agent, runner = hyperparameters(agent_class(stage.sections["agent"]["name"])), stage.sections["runner"]
+    agent, runner = AGENTS.options(agent_class(stage.sections["agent"]["name"])) or {}, stage.sections["runner"]
     for key, value in _leaves(settings):
         first = key.partition(".")[0]
         if first in SECTIONS:
@@ -256,7 +256,7 @@ def _check_shared(fixed: Sequence[str], entries: Sequence[Entry]) -> None:
         name = key.removeprefix("agent.").partition(".")[0]
         if not key.startswith("agent.") or len(agents) < 2 or name in _SHARED:
             continue
-        having = [agent for agent, kind in agents.items() if name in hyperparameters(kind)]
+        having = [agent for agent, kind in agents.items() if name in (AGENTS.options(kind) or ())]
         first = next((entry.label for entry in entries if entry.agent in having), entries[0].label)
         raise ConfigError(
             f"{key} is a hyperparameter of {' and '.join(having) or 'no agent here'}, and doesn't mean the same to all "

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from srgym import policies, rewards
-from srgym.agents import agent_class
-from srgym.agents.registry import check_options
+from srgym import agents, policies, rewards
+from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.policies.base import FlowPolicy
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from srgym.agents.base import Agent
 
 __all__ = [
-    "build_agent", "build_evaluation", "build_policy", "build_reward", "build_settings", "build_task", "check_parts",
+    "build_agent", "build_evaluation", "build_policy", "build_reward", "build_task", "check_parts",
     "pick_device", "use_threads",
 ]  # fmt: skip
 
@@ -50,8 +49,8 @@ def build_task(
 ) -> SRTask:
     """The task of an env section: its source by `name`, the source's options, and `prompts`."""
     options = {**env, **changes}
-    name, prompts = options.pop("name"), options.pop("prompts", False)
-    return SRTask(sources.make(name, **options), reward, prompts=prompts, policy_gives=policy_gives)
+    prompts = options.pop("prompts", False)
+    return SRTask(sources.make(options), reward, prompts=prompts, policy_gives=policy_gives)
 
 
 def build_reward(section: Any) -> Reward:
@@ -67,24 +66,17 @@ def build_reward(section: Any) -> Reward:
 
 def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPolicy:
     """The policy of a policy section, at the scale of the contexts unless the section says another."""
-    options = dict(section)
-    name = options.pop("name")
-    if options.get("scale", 0) is None:
-        options["scale"] = env.get("scale", 4)
-    return policies.make(name, **options)
+    own_scale = section.get("scale", 0) is not None
+    return policies.make(section if own_scale else {**section, "scale": env.get("scale", 4)})
 
 
 def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
-    """The agent of an agent section: `name` (one of the library's, or `module:Class`) and its hyperparameters.
+    """The agent of an agent section, see `srgym.agents.make`.
 
     Raises:
-        Incompatible: if the agent can't learn from this reward or these contexts.
-        ValueError: for an unknown agent, or a hyperparameter that it hasn't got.
+        Incompatible: if it can't learn from this reward or these contexts.
     """
-    options = dict(section)
-    name = options.pop("name")
-    check_options(name, options)
-    agent = agent_class(name)(policy, task.reward, **options)
+    agent = agents.make(section, policy, task.reward)
     agent.check(task.source.provides)
     return agent
 
@@ -94,9 +86,8 @@ def check_parts(sections: Mapping[str, Any]) -> None:
 
     Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
     """
-    build_settings(sections["runner"])
-    agent = dict(sections["agent"])
-    check_options(agent.pop("name"), agent)
+    RunnerSettings(**sections["runner"])
+    AGENTS.check_options(*AGENTS.read(sections["agent"], {}))
     reward = None if _loads_a_judge(sections["reward"]) else rewards.make(sections["reward"])
     build_task(sections["env"], reward, policy_gives=policy_class(sections["policy"]["name"]).gives)
 
@@ -106,11 +97,6 @@ def _loads_a_judge(section: Any) -> bool:
     if not isinstance(section, Mapping):
         return False
     return section.get("engine") in ("transformers", "vllm") or any(map(_loads_a_judge, section.values()))
-
-
-def build_settings(section: Mapping[str, Any]) -> RunnerSettings:
-    """The runner section, checked."""
-    return RunnerSettings(**section)
 
 
 def build_evaluation(

@@ -1,4 +1,6 @@
-"""Settings: composed by Hydra, checked against what exists, and resolved into stages. Imports no heavy library.
+"""Settings: composed by Hydra, checked against what exists, and resolved into stages.
+
+Imports no heavy library, but for a part that has no file: its constructor says what settings it has.
 
 From weakest to strongest: a group's file (`configs/agent/diffusion_nft.yaml`), the experiment's `when` blocks, the
 stage's `when` blocks, the command line, the stage's own sections, the command line's `stages.NAME...`.
@@ -12,12 +14,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from srgym.rewards.registry import available
+from srgym.agents.registry import AGENTS
+from srgym.envs.sources import SOURCES
+from srgym.policies.registry import POLICIES
+from srgym.registry import Registry
+from srgym.rewards.registry import REWARDS
 
 __all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "compose", "flatten", "options", "resolve"]
 
 SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
 GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
+_PARTS: dict[str, Registry[Any]] = {"env": SOURCES, "reward": REWARDS, "policy": POLICIES, "agent": AGENTS}
 _OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": ("scorer",)}
 _STAGE_KEYS = ("kind", "start_from", "when", *(key for keys in _OPTIONS.values() for key in keys))
 
@@ -126,24 +133,27 @@ def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> CommandLine:
             values.append((group, value, kinds.get(one.type, "add")))
         elif value in options(group, folders):
             groups.append(one.input_line.lstrip("+"))
-        elif _nameable(group, value):
-            unfiled[group] = value
+        elif group in _PARTS and _PARTS[group].knows(value):
+            unfiled[group] = _PARTS[group].full_name(value)
         else:
             known = _choices(group, folders)
             raise ConfigError(f"{group}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
     return CommandLine(list(overrides), groups, unfiled, values)
 
 
-def _nameable(group: str, value: str) -> bool:
-    """Whether a name without a config file can stand for a part: `module:attribute`, or an installed entry point."""
-    if group in ("experiment", "runner", "env"):
-        return False
-    return ":" in value or (group == "reward" and value in available())
-
-
 def _choices(group: str, folders: Sequence[Path]) -> list[str]:
     """What a group can be set to by name."""
-    return sorted({*options(group, folders), *(available() if group == "reward" else ())})
+    return sorted({*options(group, folders), *(_PARTS[group].names() if group in _PARTS else ())})
+
+
+def _unfiled(group: str, name: str) -> dict[str, Any]:
+    """The section of a part without a file: the defaults of its constructor, and what our files add to that."""
+    section = {"name": name, **_PARTS[group].defaults(name)}
+    if group == "env":
+        section["prompts"] = False
+    if group == "policy" and "scale" in section:
+        section["scale"] = None  # that of the contexts
+    return section
 
 
 def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dict[str, Any], CommandLine]:
@@ -178,13 +188,18 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dic
             raise ConfigError(str(error).splitlines()[0]) from error
     tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)
     for group, name in line.unfiled.items():
-        tree[group] = {"name": name}
+        tree[group] = _unfiled(group, name)
     _check_keys(tree, line)
     return tree, line
 
 
 def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
     known = {*flatten(tree), *GROUPS}
+    anything: list[str] = []
+    for group, name in line.unfiled.items():
+        its = _PARTS[group].options(_PARTS[group].find(name))
+        known |= {f"{group}.{option}" for option in its or ()}  # some have no default that YAML can hold
+        anything += [group] if its is None else []
     for block in (tree.get("when") or {}).values():
         known |= set(flatten(block))
     for stage, own in (tree.get("stages") or {}).items():
@@ -195,11 +210,8 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
     for key, _, how in line.values:
-        if key in known or how == "add":
+        if key in known or how == "add" or key.split(".")[0] in anything:
             continue
-        section = key.split(".")[0]
-        if section in line.unfiled:
-            continue  # a part without a file has the keys of its constructor, which checks them
         raise ConfigError(f"unknown setting '{key}'{_near(key, sorted(known))}")
 
 
@@ -306,9 +318,10 @@ def _replaced(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _own_section(section: str, stage: Mapping[str, Any], tree: Mapping[str, Any]) -> Any:
-    if section in _replaced(stage):
-        return deepcopy(stage[section])
-    return deepcopy(tree.get(section))
+    own = deepcopy(stage[section] if section in _replaced(stage) else tree.get(section))
+    if section in _PARTS and own and "name" in own:
+        own["name"] = _PARTS[section].full_name(own["name"])
+    return own
 
 
 def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mapping[str, Any], where: str) -> None:
@@ -317,7 +330,7 @@ def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mappi
         section, _, name = condition.partition("=")
         if section not in SECTIONS:
             raise ConfigError(f"{where} has the condition '{condition}': expected section=name, as in agent=flow_grpo")
-        if names.get(section) != name:
+        if names.get(section) != (_PARTS[section].full_name(name) if section in _PARTS else name):
             continue
         for target, values in settings.items():
             if target not in SECTIONS:

@@ -30,7 +30,7 @@ from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
 from srgym.runners.loop.runner import Runner
-from srgym.runners.loop.settings import same_config
+from srgym.runners.loop.settings import RunnerSettings, same_config
 from srgym.runners.report import write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
@@ -200,7 +200,7 @@ class Run:
 
     def _build(self, stage: StageConfig, folder: Path) -> tuple[Runner, Any, list[Any]]:
         sections, seed = stage.sections, self.config.seed
-        settings = build.build_settings(sections["runner"])
+        settings = RunnerSettings(**sections["runner"])
         build.use_threads(settings.threads)
         reward = build.build_reward(sections["reward"])
         device = build.pick_device(settings.device)

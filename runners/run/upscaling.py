@@ -16,6 +16,7 @@ from srgym.files import to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
+from srgym.policies.registry import POLICIES
 from srgym.policies.tiling import upscale
 
 __all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
@@ -87,7 +88,7 @@ def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
     folder = policies.policy_folder(given)
     if (folder / "policy.json").is_file():
         return policies.load(folder)
-    if given in policies.available() or ":" in given:
+    if POLICIES.knows(given):
         said = {"scale": scale, "path": model}
         return policies.make(given, **{key: value for key, value in said.items() if value is not None})
     known = ", ".join(policies.available())

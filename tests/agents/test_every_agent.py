@@ -221,11 +221,17 @@ def test_names_and_classes():
     with pytest.raises(ValueError, match=r"unknown agent 'flow_gpro'.*did you mean 'flow_grpo'"):
         srgym.agents.agent_class("flow_gpro")
     assert srgym.agents.agent_class("srgym.agents.dpo:DPO") is DPO
-    for path, why in (("not_there:X", "No module"), ("math:X", "no attribute 'X'"), ("math:cos", "cos")):
-        with pytest.raises(ValueError, match=f"expected a subclass of srgym.agents.Agent at '{path}', got .*{why}"):
-            srgym.agents.agent_class(path)
-        with pytest.raises(ValueError, match=f"expected a subclass of srgym.policies.FlowPolicy at '{path}'.*{why}"):
-            srgym.policies.make(path)
+    assert srgym.agents.agent_class("nft") is srgym.agents.DiffusionNFT
+
+
+def test_an_agent_is_made_by_name(toy):
+    agent = srgym.agents.make("nft", toy.policy(), toy.reward(), group_size=4)
+    assert (agent.name, agent.group_size) == ("diffusion_nft", 4)
+    assert srgym.agents.make({"name": "nft", "steps": 2}, toy.policy(), toy.reward()).sampling.steps == 2
+    with pytest.raises(ValueError, match="agent 'nft' has no option 'bta': did you mean 'beta'"):
+        srgym.agents.make("nft", toy.policy(), toy.reward(), bta=1)
+    with pytest.raises(ValueError, match="has no option 'provides'"):
+        srgym.agents.make("nft", toy.policy(), toy.reward(), provides=["lr"])
 
 
 @pytest.mark.parametrize("name", srgym.agents.available())

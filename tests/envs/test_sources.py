@@ -1,7 +1,5 @@
 """Sources by name: the table, other packages' sources, and what is said of a name that doesn't exist."""
 
-from importlib.metadata import EntryPoint
-
 import pytest
 import torch
 
@@ -26,23 +24,6 @@ class Squares(Source):
         return Sample(f"square{index}/0", torch.full((3, 4, 4), self.level), prompt=f"square {index % 2}")
 
 
-def not_a_source():
-    return 3
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """installed(entries) makes installed packages offer sources."""
-
-    def offer(**entries):
-        found = [EntryPoint(name, value, sources.ENTRY_POINTS) for name, value in entries.items()]
-        monkeypatch.setattr(sources, "entry_points", lambda group: found if group == "srgym.sources" else [])
-        sources._installed.cache_clear()
-
-    yield offer
-    sources._installed.cache_clear()
-
-
 def test_every_built_in_row_is_true(source):
     made = sources.make(source)
     row = next(row for row in sources.BUILTIN if row.name == source["name"])
@@ -64,14 +45,15 @@ def test_a_sample_is_the_same_at_every_visit(source):
 
 
 def test_the_table_has_every_row(source):
-    assert source["name"] in sources.available() and sources.describe()[source["name"]]
+    (row,) = (row for row in sources.listing() if row["name"] == source["name"])
+    assert row["name"] in sources.available() and row["doc"] and row["origin"] == "built-in"
 
 
 def test_a_source_of_ones_own_by_path_or_object():
     made = Squares()
     assert sources.make(made) is made and made.name == "Squares"
     assert made.prompts() == ["square 0", "square 1"]
-    with pytest.raises(ValueError, match="'Squares' is already made; it takes no arguments, got 'level'"):
+    with pytest.raises(ValueError, match="'Squares' is already made; it takes no options, got 'level'"):
         sources.make(made, level=1.0)
     with pytest.raises(ValueError, match="there is no module 'nowhere' to import"):
         sources.make("nowhere:Squares")
@@ -79,38 +61,14 @@ def test_a_source_of_ones_own_by_path_or_object():
         sources.make("srgym.envs.folders:Folder")
 
 
-def test_an_installed_package_offers_a_source(installed, monkeypatch):
-    import sys
-    from types import ModuleType
-
-    module = ModuleType("their_package")
-    module.Squares, module.three = Squares, not_a_source
-    monkeypatch.setitem(sys.modules, "their_package", module)
-    installed(squares="their_package:Squares", three="their_package:three")
-    assert sources.available()[-2:] == ["squares", "three"]
-    assert sources.make("squares", level=0.25)[0].lr.max() == 0.25
-    assert sources.make({"name": "their_package:Squares", "level": 1.0})[0].lr.max() == 1
-    with pytest.raises(TypeError, match=r"expected 'three' to make a srgym\.envs\.sources\.Source, got int"):
-        sources.make("three")
-    with pytest.raises(ValueError, match="source 'squares' has no argument 'levle': did you mean 'level'"):
-        sources.make("squares", levle=1)
-
-
-def test_a_built_in_name_cannot_be_taken(installed):
-    installed(photographs="their_package:Squares")
-    with pytest.warns(UserWarning, match="'photographs' of their_package:Squares is hidden by srgym"):
-        names = sources.available()
-    assert names.count("photographs") == 1
-
-
 @pytest.mark.parametrize(
     "call, error, sentence",
     [
         (("photograph",), ValueError, "unknown source 'photograph': did you mean 'photographs'?"),
-        (("zzz",), ValueError, "unknown source 'zzz': expected one of photographs, hr_folder"),
+        (("zzz",), ValueError, "unknown source 'zzz': expected one of hr_folder, lr_folder"),
         (({"split": "test"},), ValueError, "expected a source as {'name': ...}, got the keys 'split'"),
-        ((3,), TypeError, "expected a source's name, mapping or object, got 3"),
-        (("hr_folder",), ValueError, "source 'hr_folder' needs 'path', got no arguments"),
+        ((3,), TypeError, "expected a source's name, or {'name': ...}, got 3"),
+        (("hr_folder",), ValueError, "source 'hr_folder' needs 'path', got no options"),
     ],
 )
 def test_what_is_no_source_gets_a_sentence(call, error, sentence):
@@ -119,6 +77,6 @@ def test_what_is_no_source_gets_a_sentence(call, error, sentence):
     assert sentence in str(raised.value)
 
 
-def test_a_misspelt_argument_gets_the_nearest():
-    with pytest.raises(ValueError, match="source 'photographs' has no argument 'splt': did you mean 'split'"):
+def test_a_misspelt_option_gets_the_nearest():
+    with pytest.raises(ValueError, match="source 'photographs' has no option 'splt': did you mean 'split'"):
         sources.make("photographs", splt="test")

@@ -154,7 +154,14 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str) 
         rewards.make("compass", **{"scorer": Table((1.0, 1.0, 1.0, True)), **options})
 
 
-def test_scorer_by_path_with_options() -> None:
-    assert set(SCORERS) >= {"compact", "mllm", "soft"}
-    scorer = make_scorer({"name": "types:SimpleNamespace", "answer": 3})
-    assert scorer.answer == 3  # type: ignore[attr-defined]
+def test_scorer_by_name_path_and_options() -> None:
+    assert SCORERS.names() == ["compact", "mllm", "soft"]
+    scorer = make_scorer({"name": "srgym.rewards.compass.compact:CompactCompass", "hidden": 8})
+    assert isinstance(scorer, torch.nn.Module)
+    with pytest.raises(ValueError, match="unknown scorer 'compct': did you mean 'compact'"):
+        make_scorer("compct")
+    with pytest.raises(ValueError, match="scorer 'compact' has no option 'weigths': did you mean 'weights'"):
+        make_scorer({"name": "compact", "weigths": None})
+    for path in ("subprocess:Popen", "os:system", "math:sqrt"):
+        with pytest.raises(ValueError, match=f"scorer '{path}': expected a class whose instances"):
+            make_scorer(path)

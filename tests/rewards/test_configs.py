@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 import srgym.configs
 from srgym import rewards
 from srgym.rewards.builtin import BUILTIN
-from srgym.rewards.registry import _load
+from srgym.rewards.registry import REWARDS
 
 FILES = sorted((Path(srgym.configs.__file__).parent / "reward").glob("*.yaml"))
 OURS = {
@@ -31,7 +31,7 @@ def test_file_names_options_that_the_reward_has(path: Path) -> None:
         return
     name = section.pop("name")
     assert name in BUILTIN
-    assert set(section) <= set(inspect.signature(_load(BUILTIN[name].path)).parameters)
+    assert set(section) <= set(inspect.signature(REWARDS.find(name)).parameters)
 
 
 @pytest.mark.parametrize("stem", ["psnr_y", "ssim_y", "ms_ssim", "structure_texture", "random"])

@@ -35,7 +35,8 @@ def install(folder: Path, package: str, source: str, entries: str) -> Path:
 
 
 def run(site: Path, code: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    places = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
@@ -48,13 +49,13 @@ import torch
 from srgym import rewards
 assert "plain" in rewards.available()
 row = next(row for row in rewards.listing() if row["name"] == "plain")
-print(row["origin"], row["needs"], row["differentiable"], row["doc"])
+print(row["origin"], row["licence"], row["needs"], row["differentiable"], row["doc"])
 hr = torch.full((2, 3, 8, 8), 0.5)
 print(rewards.make("plain")(hr + torch.tensor([0.25, 0.5])[:, None, None, None], hr=hr).total.tolist())
 """,
     )
     assert done.stdout.splitlines() == [
-        "theirs ['hr'] True One minus the mean absolute error.",
+        "theirs not stated ['hr'] True One minus the mean absolute error.",
         "[0.75, 0.5]",
     ], done.stderr
 
@@ -63,7 +64,11 @@ print(rewards.make("plain")(hr + torch.tensor([0.25, 0.5])[:, None, None, None],
     ("source", "entries", "expected"),
     [
         ("import a_missing_library", "lost = theirs:lost", "can't be imported: ModuleNotFoundError"),
-        ("", "lost = theirs:lost", "can't be imported: AttributeError"),
+        (
+            "",
+            "lost = theirs:lost",
+            "reward 'theirs:lost': module 'theirs' has no 'lost'",
+        ),
         (THEIRS.format(name="plain"), "psnr_y = theirs:plain", "Peak signal-to-noise ratio"),
     ],
 )

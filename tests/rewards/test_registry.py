@@ -18,7 +18,7 @@ from srgym.rewards.info import describe
 def scratch(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Registration that ends with the test."""
     held: dict[str, object] = {}
-    monkeypatch.setattr(registry, "_REGISTERED", held)
+    monkeypatch.setattr(registry.REWARDS, "registered", held)
     return held
 
 
@@ -28,7 +28,7 @@ def brightness(sr: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_table_says_what_the_decorator_says(name: str) -> None:
-    target = registry._load(BUILTIN[name].path)
+    target = registry.REWARDS.find(BUILTIN[name].path)
     assert registry.info_of(target, name) == BUILTIN[name]
 
 
@@ -90,7 +90,10 @@ def test_signature_is_the_contract() -> None:
     [
         ("psnr", "unknown reward 'psnr': did you mean 'psnr_y'"),
         ("no_such_package.module:reward", "there is no module 'no_such_package.module'"),
-        ("srgym.rewards.fidelity:psnry", "has no 'psnry'; did you mean 'psnr_y'"),
+        ("srgym.rewards.fidelity:psnry", "did you mean 'psnr_y'\\? module 'srgym.rewards.fidelity' has no 'psnry'"),
+        ("subprocess:Popen", "expected a function whose first argument is 'sr', or a class .*, got <class .*Popen"),
+        ("os:system", "expected a function whose first argument is 'sr', .*, got <built-in function system>"),
+        ("os:sep", "expected a function whose first argument is 'sr', .*, got '/'"),
         ({"name": "random", "sead": 1}, "has no option 'sead': did you mean 'seed'"),
         ({"name": "psnr_y", "hr": 1}, "has no option 'hr': it takes none"),
         ({"nam": "psnr_y"}, "expected a reward as .* got the keys 'nam'"),

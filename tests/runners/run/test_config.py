@@ -158,8 +158,9 @@ def test_effort_scales_every_budget(folder: Path) -> None:
 
 
 def test_a_reward_without_a_file(folder: Path) -> None:
-    chosen = resolved(folder, "experiment=staged", "reward=my.module:score", "reward.width=2").stages[1]
-    assert chosen.sections["reward"] == {"name": "my.module:score", "width": 2}
+    path = "srgym.rewards.toys:Random"
+    chosen = resolved(folder, "experiment=staged", f"reward={path}", "reward.seed=2").stages[1]
+    assert chosen.sections["reward"] == {"name": path, "seed": 2}
     chosen = resolved(folder, "experiment=staged", "reward=random").stages[1]
     assert chosen.sections["reward"]["name"] == "random"
 
