@@ -67,6 +67,12 @@ def names(model: nn.Module) -> tuple[str, ...]:
     return tuple(next(iter(layers(model).values())).lora_A) if layers(model) else ()
 
 
+def _check_names(model: nn.Module, *wanted: str) -> None:
+    for adapter in wanted:
+        if adapter not in names(model):
+            raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+
+
 def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
     """Put `default`, `old` and `ema` on `model`: Gaussian A, zero B, so that nothing changes until something is learnt.
 
@@ -116,6 +122,7 @@ def _inject(model: nn.Module, settings: LoraSettings, adapter: str) -> None:
 
 def add_snapshot(model: nn.Module, settings: LoraSettings, name: str, source: str = "default") -> None:
     """Put another adapter beside those that `model` carries, equal to `source`; the learner stays what trains."""
+    _check_names(model, source)
     _inject(model, settings, name)
     for _, parameter in parameters(model, "default"):
         parameter.requires_grad_(True)
@@ -147,9 +154,7 @@ def parameters(model: nn.Module, adapter: str) -> list[tuple[str, nn.Parameter]]
 
 
 def _pair(model: nn.Module, source: str, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-    for adapter in (source, target):
-        if adapter not in names(model):
-            raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+    _check_names(model, source, target)
     for layer in layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
             yield part[source].weight, part[target].weight
@@ -175,8 +180,8 @@ def equal(model: nn.Module, one: str, other: str) -> bool:
 def use(model: nn.Module, adapter: str | None) -> Iterator[None]:
     """Run the model under one adapter, or under none (the base). Nests; leaves `requires_grad` alone."""
     carrying = list(layers(model).values())
-    if adapter is not None and carrying and adapter not in carrying[0].lora_A:
-        raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+    if adapter is not None and carrying:
+        _check_names(model, adapter)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in carrying]
     for layer in carrying:
         layer._disable_adapters = adapter is None
@@ -195,6 +200,7 @@ def deltas(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
     Merging in bf16 would cost up to 8e-3 a weight.
     """
+    _check_names(model, adapter)
     result = {}
     for name, layer in layers(model).items():
         a, b = layer.lora_A[adapter].weight.float(), layer.lora_B[adapter].weight.float()

@@ -199,7 +199,7 @@ class FlowPolicy(nn.Module, ABC):
         """Keep another adapter beside `default`, `old` and `ema`, equal to `source` for now; nothing where it is there.
 
         Raises:
-            ValueError: for a policy without adapters.
+            ValueError: for a policy without adapters, or a source that it hasn't got.
         """
         if self.lora is None:
             raise ValueError(f"policy '{self.name}' has no adapters to keep '{name}' among: call add_adapters() first")

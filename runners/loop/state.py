@@ -18,7 +18,7 @@ __all__ = [
 
 
 def policy_state(policy: FlowPolicy) -> dict[str, Tensor]:
-    """Everything of a policy that a run may change: what is trained, and every adapter (`default`, `old`, `ema`)."""
+    """Everything of a policy that a run may change: what is trained, and every adapter (snapshots too)."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad or ".lora_" in name}
 
 

@@ -158,6 +158,34 @@ def test_a_snapshot_is_an_adapter_of_its_own_that_is_switched_synced_and_saved(t
         pass
 
 
+def test_a_snapshot_of_nothing_leaves_the_policy_as_it_was(tiny_policy):
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    sentence = "no adapter 'ancor': the model has default, old, ema$"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=sentence):
+            tiny_policy.add_snapshot("anchor", source="ancor")
+        with pytest.raises(ValueError, match=sentence):
+            tiny_policy.adapter_deltas("ancor")
+
+
+def test_a_checkpoint_holds_snapshots(tiny_policy):
+    from copy import deepcopy
+
+    from srgym.runners.loop.state import load_policy_state, policy_state
+
+    tiny_policy.add_adapters(rank=2, alpha=4)
+    without, fresh = deepcopy(tiny_policy), deepcopy(tiny_policy)
+    tiny_policy.add_snapshot("anchor")
+    shake(tiny_policy, "anchor")
+    fresh.add_snapshot("anchor")
+    load_policy_state(fresh, policy_state(tiny_policy))
+    with tiny_policy.adapter("anchor"), fresh.adapter("anchor"):
+        assert torch.equal(sample(fresh), sample(tiny_policy))
+    assert not fresh.same_adapters("default", "anchor")
+    with pytest.raises(ValueError, match=r"has besides '.*\.anchor\.weight'"):
+        load_policy_state(without, policy_state(tiny_policy))
+
+
 def test_a_policy_without_adapters_keeps_no_snapshot(tiny_policy):
     with pytest.raises(ValueError, match="has no adapters to keep 'anchor' among"):
         tiny_policy.add_snapshot("anchor")

@@ -1,12 +1,13 @@
 """Tiles: they cover an image, and a policy that looks only nearby gives the same picture with and without them."""
 
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
+from torch import nn
 
+from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import fix_colour
 from srgym.policies.compact import CompactPolicy
 from srgym.policies.tiling import tile_spans, upscale
@@ -30,6 +31,40 @@ def test_spans_refuse(tile: int, overlap: int) -> None:
         tile_spans(100, tile, overlap)
 
 
+class Pointwise(FlowPolicy):
+    """v = x / 2 + t - lr at scale 1: every pixel on its own."""
+
+    name = "pointwise"
+    scale = 1
+    lora_targets = ()
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    @property
+    def core(self):
+        return self
+
+    def encode(self, obs):
+        return TensorDict({"lr": obs["lr"]}, batch_size=[len(obs["lr"])])
+
+    def velocity(self, x, t, cond):
+        return self.gain * x + t.reshape(-1, 1, 1, 1) - cond["lr"]
+
+    def decode(self, x0, cond):
+        return x0.sigmoid()
+
+    def to_latent(self, image, cond):
+        return image.logit()
+
+    def latent_shape(self, cond):
+        return tuple(cond["lr"].shape[1:])
+
+    def sigmas(self, steps, cond):
+        return torch.linspace(1, 0, steps + 1)
+
+
 def _photo(height: int, width: int) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -39,8 +74,8 @@ def test_one_tile_is_the_policy_itself(tiny_policy: CompactPolicy) -> None:
     torch.testing.assert_close(upscale(tiny_policy, lr, steps=3, seed=4), tiny_policy.predict(lr[None], 3, 4)[0])
 
 
-def test_a_pointwise_policy_is_the_same_in_tiles(toy: Any) -> None:
-    policy, lr = toy.policy(), _photo(45, 83)
+def test_a_pointwise_policy_is_the_same_in_tiles() -> None:
+    policy, lr = Pointwise(), _photo(45, 83)
     tiled = upscale(policy, lr, steps=3, tile=48, overlap=16)
     # weights add up to 1 within rounding
     torch.testing.assert_close(tiled, upscale(policy, lr, steps=3), rtol=0, atol=1e-5)
@@ -87,7 +122,7 @@ def test_flat_images_stay_finite() -> None:
     assert torch.isfinite(fix_colour(flat, torch.rand(1, 3, 8, 8), "adain")).all()
 
 
-def test_progress_reaches_one(tiny_policy: CompactPolicy, tmp_path: Path) -> None:
+def test_progress_reaches_one(tiny_policy: CompactPolicy) -> None:
     seen: list[float] = []
     upscale(tiny_policy, _photo(16, 100), steps=1, tile=64, overlap=16, progress=seen.append)
     assert seen == [0.5, 1.0]
