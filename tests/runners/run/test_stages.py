@@ -50,7 +50,10 @@ def test_every_stage_leaves_a_policy(finished: Path) -> None:
     ("override", "said"),
     [
         ("agent.name=srgym.agents.dpo:DPP", "module 'srgym.agents.dpo' has no 'DPP'"),
-        ("agent=srgym.agents.diffusion_nft:DiffusionNFT agent.betta=1", "unknown setting 'agent.betta'; did you mean 'agent.beta'"),
+        (
+            "agent=srgym.agents.diffusion_nft:DiffusionNFT agent.betta=1",
+            "unknown setting 'agent.betta'; did you mean 'agent.beta'",
+        ),
         ("reward=srgym.rewards.toys:nothing", "has no 'nothing'"),
         ("reward=finpercep reward.weights=nowhere", "expected FinPercep-RM in 'nowhere'"),
         ("stages.reinforce.env.preset=hard", "'hard'"),
