@@ -49,10 +49,14 @@ class Comparison:
     def baselines(self) -> list[str]:
         return list(dict.fromkeys(self.frame[self.frame["role"] == "baseline"]["method"]))
 
+    def start(self, label: str) -> str:
+        """The starting policy of a label."""
+        return str(self.plan["entries"][label].get("start", START))
+
     def control(self, label: str) -> str | None:
         """The random-reward control of a label, if one ended well."""
-        name = f"{label}, random reward"
-        return name if (self.frame["method"] == name).any() else None
+        name = self.plan["entries"][label].get("control", f"{label}, random reward")
+        return name if name is not None and (self.frame["method"] == name).any() else None
 
     def reward(self, label: str) -> str:
         """The metric that a label is trained on."""

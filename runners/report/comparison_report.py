@@ -10,25 +10,28 @@ import numpy as np
 from srgym.runners.measure.statistics import (
     Band,
     Interval,
+    crossed_interval,
     gain_over_start,
+    holm,
     performance_profile,
     probability_of_improvement,
-    stratified_interval,
+    seed_interval,
 )
-from srgym.runners.report.comparison_folder import START, Comparison, read_comparison, read_pictures, save_tables
+from srgym.runners.report.comparison_folder import Comparison, read_comparison, read_pictures, save_tables
 from srgym.runners.report.curve_data import COSTS, band, cost_tables, path
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Table, Text
 from srgym.runners.report.evaluation_report import INTERVALS, record_tables
 from srgym.runners.report.numbers import interval_text, signed
 from srgym.runners.report.panels import make_panels
 from srgym.runners.report.plots import curves, forest, plane, profiles
-from srgym.runners.report.summary import by_crop, difference, level, metric_names, present, run_matrix
+from srgym.runners.report.summary import by_crop, difference, level, metric_names, power, present, scores
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, compared, hacking_alert
+from srgym.runners.run.config import flatten
 
 __all__ = ["compare_document", "plane_axes", "write_compare_report"]
 
-_SEEDS = "95% stratified bootstrap intervals over training seeds, with the contexts and the start as they are"
+_CROSSED = "95% intervals over training seeds and photographs together"
 
 
 def write_compare_report(folder: str | Path) -> Path:
@@ -57,17 +60,49 @@ def compare_document(comparison: Comparison, pictures: Sequence[Mapping[str, Any
     document.add(Heading("Learning curves"), *_learning(comparison))
     document.add(*_planes(comparison))
     document.add(Heading("How sure"), *_how_sure(comparison))
-    methods = [START, *comparison.baselines, *comparison.agents, *_controls(comparison)]
+    starts = dict.fromkeys(map(comparison.start, comparison.agents))
+    methods = [*starts, *comparison.baselines, *comparison.agents, *_controls(comparison)]
     document.add(
         Heading("Scores, and what costs no reinforcement learning"),
         levels_table(frame, methods, _columns(comparison), comparison.record, strong=comparison.agents),
         Text(f"The mean prediction and the samples of fewer steps are the starting policy's. {INTERVALS}"),
     )
     if pictures:
-        shown = make_panels(pictures, f"The first seed of each, at full size; LR enlarged. {START}: before training.")
+        shown = make_panels(pictures, "The first seed of each, at full size; LR enlarged. start: before training.")
         document.add(Heading("Pictures"), shown)
-    document.add(*_costs(comparison), Heading("What was measured"), *record_tables(comparison.record))
+    document.add(*_settings(comparison), *_costs(comparison))
+    document.add(Heading("What was measured"), *record_tables(comparison.record))
     return document
+
+
+def _settings(comparison: Comparison) -> list[Block]:
+    """The hyperparameters of every entry, what differs and what is shared, and the command that runs it again."""
+    entries = {label: entry.get("hyperparameters") for label, entry in comparison.plan["entries"].items()}
+    if any(own is None for own in entries.values()):
+        return []
+    flat = {label: {key: _value(own, key) for key in flatten(own)} for label, own in entries.items()}
+    keys = dict.fromkeys(key for own in flat.values() for key, value in own.items() if not isinstance(value, Mapping))
+    rows = [[key, *(str(own.get(key, "-")) for own in flat.values())] for key in keys]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    shared = ", ".join(f"{row[0]} {row[1]}" for row in rows if len(set(row[1:])) == 1)
+    folders = ", ".join(f"[{name}](cells/{name}/run)" for name in comparison.plan["cells"])
+    command = " ".join(comparison.plan.get("command", []))
+    text = f"Run again: `{command}`. {_versions(comparison)} Runs: {folders}."
+    return [
+        Heading("Settings"), Table(["setting", *flat], differing, "What differs. A dash: the agent hasn't got it."),
+        Text(f"Shared by all: {shared or 'nothing'}."), Text(text),
+    ]  # fmt: skip
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _versions(comparison: Comparison) -> str:
+    facts = comparison.plan.get("made_with") or {}
+    return f"{', '.join(f'{name} {value}' for name, value in facts.items())}." if facts else ""
 
 
 def _controls(comparison: Comparison) -> list[str]:
@@ -89,32 +124,71 @@ def _columns(comparison: Comparison) -> list[str]:
 
 
 def _verdicts(comparison: Comparison) -> list[Block]:
-    found: list[Block] = []
+    contrasts = _contrasts(comparison)
+    adjusted = dict(zip(contrasts, holm([contrast.p for contrast in contrasts.values()]), strict=True))
+    blocks: list[Block] = []
     for label in comparison.agents:
-        found += _verdict(comparison, label)
+        blocks += _verdict(comparison, label, contrasts, adjusted)
+    for one, other in combinations(comparison.agents, 2):
+        if comparison.reward(one) == comparison.reward(other):
+            gap = difference(comparison.frame, one, other, comparison.reward(one))
+            text = f"**{one} over {other}**: {comparison.reward(one)} {signed(gap)}; {compared(gap)}."
+            blocks.append(Callout("neutral", text, "Who is better"))
+    tuned = {label: entry.get("tuned") for label, entry in comparison.plan["entries"].items()}
+    if len(set(tuned.values())) > 1:
+        defaults = ", ".join(label for label, was in tuned.items() if not was)
+        blocks.append(
+            Callout(
+                "warning", f"{defaults} ran on defaults, beside entries whose settings were chosen.", "Unequal effort"
+            )
+        )
     for cell, error in comparison.failed.items():
-        found.append(Callout("warning", f"The run `{cell}` did not end well: {error}"))
-    return found
+        blocks.append(Callout("warning", f"The run `{cell}` did not end well: {error}"))
+    lines = [
+        power(comparison.frame, label, comparison.start(label), comparison.reward(label)) for label in comparison.agents
+    ]
+    return [*blocks, Text(" ".join(f"{label}: {line}" for label, line in zip(comparison.agents, lines) if line))]
 
 
-def _verdict(comparison: Comparison, label: str) -> list[Block]:
+def _contrasts(comparison: Comparison) -> dict[tuple[str, str], Interval]:
+    """The primary contrasts: every entry's reward over the start, and over its control."""
+    pairs = {}
+    for label in comparison.agents:
+        for other in (comparison.start(label), comparison.control(label)):
+            if other is not None:
+                pairs[label, other] = difference(comparison.frame, label, other, comparison.reward(label))
+    return pairs
+
+
+def _verdict(
+    comparison: Comparison,
+    label: str,
+    contrasts: Mapping[tuple[str, str], Interval],
+    adjusted: Mapping[tuple[str, str], float],
+) -> list[Block]:
     frame, reward = comparison.frame, comparison.reward(label)
-    gain, control = difference(frame, label, START, reward), comparison.control(label)
-    said = f"**{label}**: {reward} {signed(gain)} over the start; {compared(gain)}."
+    start, control = comparison.start(label), comparison.control(label)
+    gain = contrasts[label, start]
+    text = f"**{label}**: {reward} {signed(gain)} over the start; {compared(gain)}{_p(adjusted[label, start])}."
+    good = gain.above_zero and adjusted[label, start] < 0.05
     if control is None:
-        said += " It has no control with a random reward, so the gain can't be told from what any training does."
+        text += " It has no control with a random reward, so the gain can't be told from what any training does."
         good = False
     else:
-        above = difference(frame, label, control, reward)
-        said += f" Over its random-reward control: {signed(above)}; {compared(above)}."
-        good = gain.above_zero and above.above_zero
-    beside = against_baselines(frame, label, comparison.baselines, reward)
-    said = f"{said} {beside}".strip()
+        above = contrasts[label, control]
+        text += f" Over its random-reward control: {signed(above)}; {compared(above)}{_p(adjusted[label, control])}."
+        good = good and above.above_zero and adjusted[label, control] < 0.05
+    text = f"{text} {against_baselines(frame, label, comparison.baselines, reward)}".strip()
     kind: Literal["good", "bad", "neutral"] = "good" if good else "bad" if control is not None else "neutral"
-    others = {metric: difference(frame, label, START, metric) for metric in comparison.plan["held_out"]}
+    others = {metric: difference(frame, label, start, metric) for metric in comparison.plan["held_out"]}
     alert = hacking_alert(label, gain, others)
     tag = "Raises its reward" if good else "No gain shown" if control is not None else "Without a control"
-    return [Callout(kind, said, tag), *([alert] if alert is not None else [])]
+    return [Callout(kind, text, tag), *([alert] if alert is not None else [])]
+
+
+def _p(adjusted: float) -> str:
+    """Holm's p over all primary contrasts of the report."""
+    return "" if adjusted != adjusted else f" (Holm's p {adjusted:.2g})"
 
 
 # Gains
@@ -123,34 +197,38 @@ def _verdict(comparison: Comparison, label: str) -> list[Block]:
 def _gains(comparison: Comparison) -> list[Block]:
     frame, labels = comparison.frame, comparison.agents
     metrics = metric_names(frame)
-    rows = [[metric_title(m, comparison.record), *(_iqm_gain(comparison, a, m) for a in labels)] for m in metrics]
-    pairs = [(label, START) for label in (*labels, *_controls(comparison))]
+    pairs = [(label, comparison.start(label)) for label in labels]
+    controls = {comparison.control(label): comparison.start(label) for label in labels}
+    pairs += [(control, start) for control, start in controls.items() if control is not None]
     trained = "trained on" if len(comparison.rewards) == 1 else "trained on by some"
     caption = (
-        f"Interquartile mean of the gain over the start, by seed and context; {_SEEDS}. Bold: clear of zero. "
-        f"{', '.join(comparison.rewards)} and its parts: {trained}."
+        f"Mean gain over the start with {_CROSSED}. Bold: clear of zero. {', '.join(comparison.rewards)} and its "
+        f"parts: {trained}."
     )
-    mean = (
-        "Mean gain, the seeds averaged, with its interval over photographs and the crops nested in them: what it says "
-        "of other photographs. Bold: clear of zero."
+    blocks: list[Block] = [difference_table(frame, pairs, metrics, comparison.record, caption)]
+    rows = []
+    for metric in _totals(comparison):
+        cells = [_alone_and_iqm(comparison, label, metric) for label in labels]
+        rows.append([metric_title(metric, comparison.record), *cells])
+    beside = (
+        "Beside it: the mean gain with Student's interval over the seeds alone, these photographs being given; and the "
+        f"interquartile mean with {_CROSSED}."
     )
-    return [
-        Table(["metric", *labels], rows, caption),
-        difference_table(frame, pairs, metrics, comparison.record, mean),
-    ]
+    return [*blocks, Table(["metric", *labels], rows, beside)]
 
 
-def _matrix(comparison: Comparison, label: str, metric: str) -> tuple[Any, Any]:
-    """Scores [seeds, contexts] of a label, and the start's [contexts]."""
-    start = by_crop(comparison.frame, START, metric)
-    scores, _ = run_matrix(comparison.frame, label, metric, start.index)
-    return scores, start.to_numpy()
+def _alone_and_iqm(comparison: Comparison, label: str, metric: str) -> str:
+    own, start, photographs = _matrix(comparison, label, metric)
+    gain = gain_over_start(own, start)
+    middle = crossed_interval(gain, photographs, statistic="iqm")
+    return f"{signed(seed_interval(gain))}; IQM {signed(middle)}"
 
 
-def _iqm_gain(comparison: Comparison, label: str, metric: str) -> str:
-    one = stratified_interval(gain_over_start(*_matrix(comparison, label, metric)))
-    text = signed(one)
-    return f"**{text}**" if one.above_zero or one.below_zero else text
+def _matrix(comparison: Comparison, label: str, metric: str) -> tuple[Any, Any, list[str]]:
+    """Scores [seeds, contexts] of a label, the start's [contexts], and the contexts' photographs."""
+    start = by_crop(comparison.frame, comparison.start(label), metric)
+    own, _ = scores(comparison.frame, label, metric, start.index)
+    return own, start.to_numpy(), [str(name) for name in start.index.get_level_values(0)]
 
 
 # Curves and paths
@@ -170,9 +248,9 @@ def _learning(comparison: Comparison) -> list[Block]:
     if not blocks:
         return [Text("No run was evaluated while it was trained.")]
     said = (
-        "On held-out photographs while training, mean over seeds with 95% bootstrap intervals over them (none of a "
-        "single seed, as the controls have). Seconds leave out the evaluations; runs beside each other on shared cores "
-        "slow each other down."
+        f"On held-out photographs while training, means with {_CROSSED} (of a single seed, as the controls have, over "
+        "photographs alone). Seconds leave out the evaluations; runs beside each other on shared cores slow each other "
+        "down."
     )
     tables = cost_tables(comparison, comparison.rewards[0]) if len(comparison.rewards) == 1 else []
     costs: list[Block] = [Heading("What a level of the reward costs", 3), *tables] if tables else []
@@ -234,15 +312,15 @@ def _how_sure(comparison: Comparison) -> list[Block]:
         figures = [*_improvement(comparison, metric), *_profile(comparison, metric)]
         if figures:
             blocks.append(Figures(figures))
-    said = f"Probability of improvement: how likely a run of one beats a run of the other on a context; {_SEEDS}."
+    said = f"Probability of improvement: how likely a run of one beats a run of the other on a context; {_CROSSED}."
     return [Text(said), *blocks]
 
 
 def _improvement(comparison: Comparison, metric: str) -> list[Figure]:
     chances: dict[str, Interval] = {}
     for one, other in combinations(comparison.agents, 2):
-        x, y = (_matrix(comparison, label, metric)[0] for label in (one, other))
-        chances[f"{one} > {other}"] = probability_of_improvement(x, y)
+        (x, _, photographs), (y, _, _) = (_matrix(comparison, label, metric) for label in (one, other))
+        chances[f"{one} > {other}"] = probability_of_improvement(x, y, photographs)
     if not chances:
         return []
     text = "; ".join(f"{pair}: {interval_text(chance)}" for pair, chance in chances.items())
@@ -252,15 +330,16 @@ def _improvement(comparison: Comparison, metric: str) -> list[Figure]:
 
 
 def _profile(comparison: Comparison, metric: str) -> list[Figure]:
-    start = by_crop(comparison.frame, START, metric)
+    start = by_crop(comparison.frame, comparison.start(comparison.agents[0]), metric)
     if not np.nanstd(start.to_numpy()) > 0:
         return []
     gains = {
-        label: gain_over_start(*_matrix(comparison, label, metric), in_spreads=True) for label in comparison.agents
+        label: gain_over_start(*_matrix(comparison, label, metric)[:2], in_spreads=True) for label in comparison.agents
     }
+    photographs = [str(name) for name in start.index.get_level_values(0)]
     values = np.concatenate([gain[np.isfinite(gain)] for gain in gains.values()])
     taus = np.linspace(min(values.min(), 0.0), max(values.max(), 0.0), 60)
-    bands: dict[str, Band] = {label: performance_profile(gain, taus) for label, gain in gains.items()}
+    bands: dict[str, Band] = {label: performance_profile(gain, taus, photographs) for label, gain in gains.items()}
     caption = "The starting policy is at 0; one unit is its standard deviation over contexts."
     return [profiles(bands, f"gain in {metric} (spreads of the start)", f"Performance profile, {metric}", caption)]
 

@@ -34,9 +34,27 @@ def seed_curves(comparison: Comparison, label: str, metric: str, cost: str) -> l
 
 
 def band(comparison: Comparison, label: str, metric: str, cost: str) -> Band | None:
-    """The mean curve over seeds with its interval; None where there is no curve."""
-    curves = seed_curves(comparison, label, metric, cost)
-    return curve_band(curves) if curves else None
+    """The mean curve over seeds and held-out contexts with its interval; None where there is no curve."""
+    frame = comparison.curves
+    if frame.empty:
+        return None
+    rows = frame[(frame["method"] == label) & (frame["metric"] == metric)]
+    keys = ["photograph", "crop"]
+    tables = []
+    for _, own in rows.groupby("run"):
+        spent = own.groupby("iteration")[cost].first()
+        table = own.pivot_table(index="iteration", columns=keys, values="value", aggfunc="mean", dropna=False)
+        tables.append((spent, table))
+    complete = [table.columns[table.notna().all()] for _, table in tables if len(table) > 1]
+    if not complete:
+        return None
+    contexts = complete[0]
+    for columns in complete[1:]:
+        contexts = contexts.intersection(columns)
+    if not len(contexts):
+        return None
+    curves = [(spent.to_numpy(float), table[contexts].to_numpy(float)) for spent, table in tables if len(table) > 1]
+    return curve_band(curves, [str(name) for name in contexts.get_level_values(0)])
 
 
 def path(comparison: Comparison, label: str, x: str, y: str) -> tuple[list[float], list[float]] | None:
@@ -85,7 +103,7 @@ def cost_tables(comparison: Comparison, metric: str) -> list[Table]:
     caption = f"Held-out {metric} during training; means over the seeds that reached the target."
     tables = [Table(["target", "agent", "seeds that reached it", *titles], rows, caption)]
     if ratios:
-        text = "Ratios of means with 95% bootstrap intervals over seeds; a dash where a seed of either didn't reach it."
+        text = "Ratios of means with 95% intervals over seeds; a dash where a seed of either didn't reach it."
         tables.append(Table(["target", "ratio", *titles], ratios, text))
     return tables
 

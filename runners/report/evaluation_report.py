@@ -16,8 +16,9 @@ from srgym.runners.report.tables import levels_table, published_table
 __all__ = ["INTERVALS", "record_tables", "write_evaluation_report"]
 
 INTERVALS = (
-    "Intervals are 95% bootstrap intervals over photographs and the crops nested in them, widened for few photographs; "
-    "they are per number, with no correction for how many numbers there are."
+    "Intervals are 95%, over photographs (each with its crops) and, where there are several, training seeds together, "
+    "widened for few of either; of two seeds there is none. They are per number, with no correction for how many "
+    "numbers there are."
 )
 
 _DIRECTION = "Higher is better for every metric; of a component called distance, lower is."

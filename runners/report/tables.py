@@ -29,7 +29,7 @@ def levels_table(
     caption: str = "",
     strong: Sequence[str] = (),
 ) -> Table:
-    """Methods (rows) by metrics (columns): means with 95% intervals over photographs and crops."""
+    """Methods (rows) by metrics (columns): means with 95% intervals."""
     rows = [
         [method, *(interval_text(level(frame, method, metric), more=1) for metric in metrics)] for method in methods
     ]

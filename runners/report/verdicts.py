@@ -12,14 +12,16 @@ from srgym.runners.report.summary import difference, level
 __all__ = ["against_baselines", "alerts", "claim", "compared", "hacking_alert"]
 
 
-def compared(one: Interval) -> str:
+def compared(difference: Interval) -> str:
     """How an interval of a difference lies."""
-    if one.above_zero:
+    if difference.above_zero:
         return "the interval lies above zero"
-    if one.below_zero:
+    if difference.below_zero:
         return "the interval lies below zero"
-    if one.low != one.low:
-        return f"there is no interval from {one.units} photograph{'s' if one.units != 1 else ''}"
+    if difference.seeds == 2:
+        return "two seeds show a direction, and no interval"
+    if difference.low != difference.low:
+        return f"there is no interval from {difference.units} photograph{'s' if difference.units != 1 else ''}"
     return "the interval includes zero"
 
 
