@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.ema import WeightAverage, evaluation_decay
-from srgym.agents.peers import Alone, Peers
 from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["Agent", "Need"]
@@ -33,8 +33,8 @@ class Agent(ABC):
     An iteration: collect as `sampling`, `group_size` and `sampler` say; `prepare` the rollout into rows; for each of
     `batches(rows)` one optimiser step on the gradient of `loss`, accumulated over microbatches of any size, followed by
     `after_update`; and `after_iteration`. Everything random in it follows from the rows' seeds and the number of
-    updates so far, so neither the microbatch nor a resumed run changes the result. Where a run is on several processes,
-    each with some of the groups, the runner sets `peers`, and what is taken over all groups is taken over all of them.
+    updates so far, so neither the microbatch nor a resumed run changes the result. No other processes are
+    known to an agent: where a run is on several, a rollout brings all groups' scores along (`groups.all_scores`).
 
     An agent touches no dataset, logger or file, and runs on the learner's adapter: the caller holds
     `policy.adapter("default")` around `loss` and its backward.
@@ -83,7 +83,6 @@ class Agent(ABC):
         self.group_size, self.epochs, self.ema = group_size, epochs, ema
         self.updates, self.iterations = 0, 0
         self.stats: dict[str, float] = {}
-        self.peers: Peers = Alone()
         self._average = None if policy.has_adapters else WeightAverage(policy.trainable_parameters())
         if provides is not None:
             self.check(provides)
@@ -132,6 +131,9 @@ class Agent(ABC):
         """The objective on a batch of rows [B]: scalars, means over the rows, of which those named `loss_*` are summed
         and the others logged."""
 
+    def observe(self, terms: Mapping[str, float]) -> None:  # noqa: B027 - few have anything to hear
+        """What the update's `loss` came to: each term's mean over all its rows, just before `after_update`."""
+
     def after_update(self) -> None:
         """After each optimiser step: the evaluation average follows the learner."""
         self.updates += 1
@@ -150,6 +152,10 @@ class Agent(ABC):
     def old_decay(self) -> float:
         """d in old <- d old + (1 - d) theta; 0 unless the agent says otherwise."""
         return 0.0
+
+    def workload(self) -> Workload | None:
+        """What an iteration costs, for predictions; None: the agent doesn't say, and nothing is guessed."""
+        return None
 
     @property
     def finished(self) -> bool:

@@ -16,6 +16,7 @@ from srgym.agents.base import Agent, Need
 from srgym.agents.timesteps import DENSITIES, corrupt, draw_times
 from srgym.policies.base import FlowPolicy
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["ColdStart"]
@@ -75,6 +76,9 @@ class ColdStart(Agent):
             )
         self.stats = {}
         return rollout.select("lr", "hr", "seed", *(() if self.encodes else ("cond",)))
+
+    def workload(self) -> Workload:
+        return Workload(self.group_size, times=1, epochs=self.epochs)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         hr = batch["hr"]

@@ -24,10 +24,11 @@ from srgym.agents.base import Agent, Need
 from srgym.agents.ema import old_decay
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config, optimality
 from srgym.agents.rows import make_rows, shared
-from srgym.agents.timesteps import corrupt, schedule_steps
+from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.solvers import DPM2M, SOLVERS, Euler
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Reward
 
 __all__ = ["FORMS", "DiffusionNFT", "nft_loss"]
@@ -150,12 +151,11 @@ class DiffusionNFT(Agent):
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
-        found = assess(
-            rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine, peers=self.peers
-        )
+        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
         self.stats = found.stats
         samples = rollout.select("x0", "cond")
-        kept = found.keep.nonzero().flatten()
+        keep, advantage = (column[found.own].to(samples["x0"].device) for column in (found.keep, found.advantage))
+        kept = keep.nonzero().flatten()
         seed = rollout["seed"][kept]
         times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)
         drawn = schedule_steps(seed, self.sampling.steps, self.time_share).to(kept.device)
@@ -165,8 +165,8 @@ class DiffusionNFT(Agent):
             samples,
             sample,
             t=times[drawn.flatten()],
-            advantage=found.advantage[sample],
-            optimality=optimality(found.advantage, self.clip)[sample],
+            advantage=advantage[sample],
+            optimality=optimality(advantage, self.clip)[sample],
             seed=seed.repeat_interleave(count),
             draw=torch.arange(count, device=kept.device).repeat(len(kept)),
         )
@@ -192,3 +192,12 @@ class DiffusionNFT(Agent):
 
     def old_decay(self) -> float:
         return old_decay(self.old, self.updates)
+
+    def workload(self) -> Workload:
+        assert self.sampling is not None
+        steps = self.sampling.steps
+        # Where `old` is the learner itself an iteration's first pass needs no forward of it.
+        old = 1 - 1 / self.epochs if self.old in ("on_policy", 0) else 1.0
+        beside = {"old": old} | ({None: 1.0} if self.kl > 0 else {})
+        times = share_of_steps(steps, self.time_share)
+        return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside=beside)

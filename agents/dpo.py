@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from srgym.agents.base import Agent, Need
 from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
-from srgym.agents.peers import Alone, Peers, pooled
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, draw_times
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Reward
 
 __all__ = ["DPO", "Pairs", "dpo_loss", "dpo_margin", "pair_up"]
@@ -49,12 +49,21 @@ def dpo_loss(err_win: Tensor, ref_win: Tensor, err_lose: Tensor, ref_lose: Tenso
 
 
 class Pairs(NamedTuple):
-    """Winners and losers as places in the batch, int64 [P]; the pairs' weights [P]; how many were too close."""
+    """Winners and losers as places in the batch, int64 [P]; the pairs' weights [P]; how many were too close.
+
+    `skipped` counts those of each group, int64 [G].
+    """
 
     win: Tensor
     lose: Tensor
     weight: Tensor
-    skipped: int
+    skipped: Tensor
+
+    def within(self, own: slice, group_size: int) -> "Pairs":
+        """The pairs of the groups at these places alone, counted from there."""
+        kept = (self.win >= own.start) & (self.win < own.stop)
+        skipped = self.skipped[own.start // group_size : own.stop // group_size]
+        return Pairs(self.win[kept] - own.start, self.lose[kept] - own.start, self.weight[kept], skipped)
 
 
 def pair_up(
@@ -64,7 +73,6 @@ def pair_up(
     *,
     top: int | None = None,
     min_gap: float = 0.0,
-    peers: Peers | None = None,
 ) -> Pairs:
     """Pairs inside each group, all of whose scores differ by at least `min_gap` and by more than 0.
 
@@ -74,9 +82,9 @@ def pair_up(
         top: None for the best against the worst, of weight 1; N for the N best against the N worst (fewer in a group
             that hasn't 2 N), N^2 pairs weighted as in DP2O-SR: (gap + 1 - mean gap of the group's pairs) times
             (std of the group + 1 - mean std of the groups).
-        peers: the processes that hold the other groups, which that mean is over, too.
     """
-    win, lose, weight, group, skipped = [], [], [], [], 0
+    win, lose, weight, group = [], [], [], []
+    skipped = torch.zeros(len(score) // group_size, dtype=torch.int64)
     for start in range(0, len(score), group_size):
         place = start + keep[start : start + group_size].nonzero().flatten()
         count = min(top or 1, len(place) // 2)
@@ -86,20 +94,18 @@ def pair_up(
         best, worst = order[:count].repeat_interleave(count), order[-count:].repeat(count)
         gap = score[best] - score[worst]
         fit = (gap >= min_gap) & (gap > 0)
-        skipped += int((~fit).sum())
+        skipped[start // group_size] = (~fit).sum()
         win.append(best[fit])
         lose.append(worst[fit])
         weight.append((gap + 1 - gap[fit].mean())[fit] if top is not None else torch.ones_like(gap[fit]))
         group.append(torch.full_like(best[fit], start // group_size))
-    of_group = torch.cat(group) if group else torch.zeros(0, dtype=torch.int64, device=score.device)
-    std = group_moments(score, group_size, keep)[1].to(score.dtype)
-    typical = pooled(peers or Alone(), std[torch.unique(of_group)])[0].mean() if top is not None else None
     if not win:
         none = torch.zeros(0, dtype=torch.int64, device=score.device)
         return Pairs(none, none, torch.zeros(0, device=score.device), skipped)
     weights = torch.cat(weight)
-    if typical is not None:
-        weights = weights * (std[of_group] + 1 - typical.to(std))
+    if top is not None:
+        std, of_group = group_moments(score, group_size, keep)[1].to(score.dtype), torch.cat(group)
+        weights = weights * (std[of_group] + 1 - std[torch.unique(of_group)].mean())
     return Pairs(torch.cat(win), torch.cat(lose), weights, skipped)
 
 
@@ -171,7 +177,6 @@ class DPO(Agent):
         self.filter = kept.for_reward(reward) if kept is not None else None
         self.combine: Combine | None = from_config(Combine, combine)
         self._smooth = {"accuracy": 0.0, "margin": 0.0, "weight": 0.0}
-        self._seen: list[Tensor] = []
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         if self.pairs == "offline":
@@ -184,11 +189,13 @@ class DPO(Agent):
         else:
             found = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
             top = self.top if self.pairs == "top_n" else None
-            chosen = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap, peers=self.peers)
-            self.stats = found.stats | {"pairs": float(len(chosen.win)), "pairs_skipped": float(chosen.skipped)}
-            win, lose = rollout["x0"][chosen.win], rollout["x0"][chosen.lose]
-            context, weight = chosen.win, chosen.weight
-            seed = derive_seeds(0, 0, rollout["seed"][chosen.win], rollout["seed"][chosen.lose], stream="pairs")
+            pairs = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap)
+            pairs = pairs.within(found.own, self.group_size)
+            self.stats = found.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
+            x0, seeds = rollout["x0"], rollout["seed"]
+            context, other, weight = (column.to(x0.device) for column in (pairs.win, pairs.lose, pairs.weight))
+            win, lose = x0[context], x0[other]
+            seed = derive_seeds(0, 0, seeds[context], seeds[other], stream="pairs")
         again, draw = self.draws, torch.arange(self.draws, device=context.device)
         return make_rows(
             rollout.select("cond"),
@@ -225,7 +232,6 @@ class DPO(Agent):
         err_win, err_lose = _error(self._velocity(x_t, t, cond), v).chunk(2)
         each = dpo_loss(err_win, ref_win, err_lose, ref_lose, beta=self.beta)
         margin = dpo_margin(err_win, ref_win, err_lose, ref_lose, beta=self.beta).detach()
-        self._seen.append(margin)
         return TensorDict(
             {
                 "loss_policy": (batch["weight"] * each).mean(),
@@ -234,13 +240,8 @@ class DPO(Agent):
             }
         )
 
-    def after_update(self) -> None:
-        super().after_update()
-        margin = pooled(self.peers, torch.cat(self._seen) if self._seen else torch.zeros(0))[0]
-        self._seen.clear()
-        if not len(margin):
-            return
-        now = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "weight": 1.0}
+    def observe(self, terms: Mapping[str, float]) -> None:
+        now = {"accuracy": terms["accuracy"], "margin": terms["margin"], "weight": 1.0}
         self._smooth = {k: _SMOOTHING * held + (1 - _SMOOTHING) * now[k] for k, held in self._smooth.items()}
 
     @property
@@ -249,6 +250,12 @@ class DPO(Agent):
         weight = max(self._smooth["weight"], 1e-12)
         accuracy, margin = self._smooth["accuracy"] / weight, self._smooth["margin"] / weight
         return self.updates >= _WARM_UP and accuracy >= self.stop_accuracy and margin >= self.stop_margin
+
+    def workload(self) -> Workload:
+        rows = {"best_worst": 1, "top_n": min(self.top, self.group_size // 2) ** 2, "offline": self.group_size}
+        times = 2 * rows[self.pairs] * self.draws / self.group_size  # a row is a winner and a loser
+        steps = 0 if self.sampling is None else self.sampling.steps
+        return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside={None: 1.0})
 
     def state(self) -> dict[str, Tensor | float | int]:
         return super().state() | {f"smooth_{name}": value for name, value in self._smooth.items()}

@@ -23,6 +23,7 @@ from srgym.agents.rows import make_rows, shared
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import derive_seeds
 from srgym.policies.solvers import SOLVERS, STOCHASTIC, Stochastic, Transition
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["FlowGRPO", "grpo_loss"]
@@ -149,34 +150,40 @@ class FlowGRPO(Agent):
         return replace(self._plan, window=(drawn, self.window))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        found = assess(
-            rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine, peers=self.peers
-        )
+        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
         advantage = found.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
-        kept = (found.keep & (advantage != 0)).nonzero().flatten()
-        self.stats = found.stats | {"samples_without_advantage": float(found.keep.sum()) - len(kept)}
+        keep = found.keep & (advantage != 0)
+        part = (keep.cumsum(0) - 1) % self.updates_per_iteration  # dealt out over the samples of all groups
+        part, keep, advantage = (column[found.own].to(rollout["x0"].device) for column in (part, keep, advantage))
+        kept = keep.nonzero().flatten()
+        self.stats = found.stats | {"samples_without_advantage": float(found.keep[found.own].sum()) - len(kept)}
         start, length = self.sampling.window or (0, self.sampling.steps)
         self._first = True
         if self.guard:
             self.policy.sync("default", "old")  # `old` remembers who sampled, for the updates after the first
         sample = kept.repeat_interleave(length)
         step = torch.arange(start, start + length, device=kept.device).repeat(len(kept))
-        before = sum(self.peers.gather(len(kept))[: self.peers.rank])
-        part = (before + torch.arange(len(kept), device=kept.device)) % self.updates_per_iteration
         return make_rows(
             rollout.select("latents", "t", "log_prob", "cond"),
             sample,
             step=step,
             advantage=advantage[sample],
-            part=part.repeat_interleave(length),
+            part=part[sample],
         )
 
     def batches(self, rows: TensorDict) -> Iterator[TensorDict]:
         for _ in range(self.epochs):
             for part in range(self.updates_per_iteration):
-                chosen = rows[rows["part"] == part]
-                if len(chosen) or not self.peers.alone:  # the other processes' part of this number may hold some
-                    yield chosen
+                yield rows[rows["part"] == part]
+
+    def workload(self) -> Workload:
+        steps = self._plan.steps
+        # Under the guard `old` is the learner until the first of the iteration's updates.
+        old = {"old": 1 - 1 / (self.updates_per_iteration * self.epochs)} if self.guard else {}
+        return Workload(
+            self.group_size, steps=steps, times=self.window if self.fast else steps - 1, epochs=self.epochs,
+            beside=old | ({None: 1.0} if self.kl > 0 else {}), guided=self._plan.guidance != 1.0,
+        )  # fmt: skip
 
     def loss(self, batch: TensorDict) -> TensorDict:
         samples, sample = shared(batch)

@@ -9,15 +9,44 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torch import Tensor
 
-from srgym.agents.peers import Alone, Peers, pooled
 from srgym.rewards.base import Incompatible, Reward
 
-__all__ = ["Assessment", "Combine", "GroupFilter", "assess", "group_advantage", "group_moments", "optimality"]
+__all__ = [
+    "Assessment", "Combine", "GroupFilter", "all_scores", "assess", "group_advantage", "group_moments", "optimality",
+    "with_scores",
+]  # fmt: skip
 
 STDS = ("group", "batch")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Keeps TensorDict from taking the scores for columns of its own."""
+
+    scores: TensorDict
+    start: int
+
+
+def with_scores(rollout: TensorDict, scores: TensorDict, start: int) -> TensorDict:
+    """A rollout [N] that brings along the scores of the whole batch [M], which its own groups are a part of.
+
+    Args:
+        scores: `reward`, `valid`, `group` and `components` of all groups.
+        start: where the rollout's own begin among them.
+    """
+    along: Any = NonTensorData(_Batch(scores, start), batch_size=rollout.batch_size)
+    return rollout.copy().set("batch", along)
+
+
+def all_scores(rollout: TensorDict) -> tuple[TensorDict, slice]:
+    """The scores of the whole batch, and where among them the rollout's own are; most often it is the batch."""
+    if "batch" not in rollout:
+        return rollout, slice(0, len(rollout))
+    batch: _Batch = rollout["batch"]
+    return batch.scores, slice(batch.start, batch.start + len(rollout))
 
 
 def _by_group(values: Tensor, group_size: int) -> Tensor:
@@ -169,18 +198,20 @@ class Combine:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a rollout's scores say.
+    """What the scores of a batch [M] say, of which a rollout's [N] are the part `own` (see `all_scores`).
 
     Attributes:
-        score: [N], what the samples are compared by.
-        advantage: [N], 0 where a sample is left out.
-        keep: bool [N], the valid samples of the groups that stay.
-        stats: counts of what was left out.
+        score: [M], what the samples are compared by.
+        advantage: [M], 0 where a sample is left out.
+        keep: bool [M], the valid samples of the groups that stay.
+        own: where the rollout's samples are.
+        stats: counts of what was left out of the rollout.
     """
 
     score: Tensor
     advantage: Tensor
     keep: Tensor
+    own: slice
     stats: dict[str, float]
 
 
@@ -191,47 +222,40 @@ def assess(
     std: str = "group",
     filter: GroupFilter | None = None,
     combine: Combine | None = None,
-    peers: Peers | None = None,
 ) -> Assessment:
-    """Compare the samples of each group.
+    """Compare the samples of each group of a batch.
 
     A group with fewer than 2 valid samples, or under half of them valid, is dropped, and so is one that the filter
     (which looks at the reward itself) drops.
 
     Args:
-        rollout: TensorDict [N] with `reward`, `group` and, where there are, `valid` and `components`.
-        peers: the processes that hold the batch's other groups.
+        rollout: TensorDict [N] with `reward`, `group` and, where there are, `valid` and `components`; or `with_scores`.
 
     Raises:
         ValueError: if groups aren't contiguous.
     """
-    group = _by_group(rollout["group"], group_size)
+    scores, own = all_scores(rollout)
+    group = _by_group(scores["group"], group_size)
     if bool((group != group[:, :1]).any()):
         raise ValueError(f"expected groups of {group_size} contiguous rows of one context each, got other groups")
-    reward = rollout["reward"]
-    valid = _is_valid(reward, rollout.get("valid", None))
+    reward = scores["reward"]
+    valid = _is_valid(reward, scores.get("valid", None))
     score = reward
     if combine is not None:
-        score, valid = combine(dict(rollout["components"].items()), group_size, valid)
+        score, valid = combine(dict(scores["components"].items()), group_size, valid)
     count = group_moments(score, group_size, valid)[2]
     poor = (count < 2) | (2 * count < group_size)
     dull = torch.zeros_like(poor) if filter is None else filter.drops(reward, group_size, valid) & ~poor
     keep = valid & ~(poor | dull).repeat_interleave(group_size)
-    advantage = _advantage(score, group_size, valid, std, peers or Alone())
+    advantage = group_advantage(score, group_size, valid, std=std)
+    groups = slice(own.start // group_size, own.stop // group_size)
     stats = {
-        "groups": float(len(count)),
-        "groups_invalid": float(poor.sum()),
-        "groups_filtered": float(dull.sum()),
-        "samples_invalid": float((~valid).sum()),
+        "groups": float(groups.stop - groups.start),
+        "groups_invalid": float(poor[groups].sum()),
+        "groups_filtered": float(dull[groups].sum()),
+        "samples_invalid": float((~valid[own]).sum()),
     }
-    return Assessment(score, torch.where(keep, advantage, 0.0), keep, stats)
-
-
-def _advantage(score: Tensor, group_size: int, valid: Tensor, std: str, peers: Peers) -> Tensor:
-    if std != "batch" or peers.alone:
-        return group_advantage(score, group_size, valid, std=std)
-    scores, own = pooled(peers, score)
-    return group_advantage(scores, group_size, pooled(peers, valid)[0], std=std)[own].to(score.device)
+    return Assessment(score, torch.where(keep, advantage, 0.0), keep, own, stats)
 
 
 def from_config(kind: Any, value: Any) -> Any:

@@ -18,6 +18,7 @@ from srgym.agents.base import Agent, Need
 from srgym.policies.base import FlowPolicy
 from srgym.policies.noise import Noise
 from srgym.policies.solvers import euler_step
+from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["REFL", "refl_loss"]
@@ -79,6 +80,12 @@ class REFL(Agent):
         wanted = ("cond", "seed", "index", "lr", "hr")
         return rollout.select(*wanted, strict=False)
 
+    def workload(self) -> Workload:
+        late = math.ceil(self.late * self.steps)
+        # ReFL's own step is one of the `late` last, each as likely.
+        before = self.steps - 1 - (late - 1) / 2 if self.k_last == 1 else self.steps - self.k_last
+        return Workload(self.group_size, steps=before, reward_steps=self.k_last, recomputed=self.checkpointed)
+
     def loss(self, batch: TensorDict) -> TensorDict:
         assert self.reward is not None
         noise = Noise(batch["seed"].cpu(), self.policy.device)
@@ -105,7 +112,7 @@ class REFL(Agent):
         """ReFL: to step `last` (int64 [B], each sample its own) without gradient, then the clean estimate with it."""
         with torch.no_grad():
             # Where the policy is split between processes, a sample goes on without need, to keep step with the others'.
-            for i in range(self.steps - 1 if self.peers.sharded else int(last.max())):
+            for i in range(self.steps - 1 if self.policy.sharded else int(last.max())):
                 going = (i < last).nonzero().flatten()
                 if not len(going):
                     self._velocity(x[:1], times[i].expand(1), cond[:1])

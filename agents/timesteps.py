@@ -5,7 +5,7 @@ from torch import Tensor
 
 from srgym.policies.noise import Noise, derive_seeds
 
-__all__ = ["DENSITIES", "corrupt", "draw_times", "schedule_steps", "shift_times"]
+__all__ = ["DENSITIES", "corrupt", "draw_times", "schedule_steps", "share_of_steps", "shift_times"]
 
 DENSITIES = ("uniform", "logit_normal")
 
@@ -32,6 +32,11 @@ def draw_times(
     raise ValueError(f"times are drawn {' or '.join(DENSITIES)}, got '{density}'")
 
 
+def share_of_steps(steps: int, share: float) -> int:
+    """How many of the sampler's times are trained: int(share T), but at least 1."""
+    return max(1, int(share * steps))
+
+
 def schedule_steps(seed: Tensor, steps: int, share: float) -> Tensor:
     """Which of the sampler's own times each sample is trained at.
 
@@ -41,9 +46,9 @@ def schedule_steps(seed: Tensor, steps: int, share: float) -> Tensor:
         share: of them that are trained.
 
     Returns:
-        int64 [N, S], S = int(share T) but at least 1: the beginning of a permutation of 0..T-1 for each sample.
+        int64 [N, S], S = `share_of_steps`: the beginning of a permutation of 0..T-1 for each sample.
     """
-    chosen = max(1, int(share * steps))
+    chosen = share_of_steps(steps, share)
     if not len(seed):
         return torch.zeros(0, chosen, dtype=torch.int64)
     return Noise(derive_seeds(0, 0, seed, stream="timesteps")).permutation(steps)[:, :chosen]

@@ -109,6 +109,7 @@ class FlowPolicy(nn.Module, ABC):
         gives: what it makes beside images, as arguments of a reward ("text", "intermediate"); see `made`.
         autocast: the type that `encode` and `velocity` compute in; None: that of the weights.
         meter: told of every velocity, with its arguments.
+        sharded: whether the weights are split between processes, so that all must run the same forwards.
     """
 
     name: str
@@ -119,6 +120,7 @@ class FlowPolicy(nn.Module, ABC):
     lora_targets: tuple[str, ...]
     lora_exclude: tuple[str, ...] = ()
     _inside = False
+    sharded: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,8 +24,9 @@ from srgym.policies.base import FlowPolicy
 from srgym.policies.diffusers_policy import DiffusersPolicy
 from srgym.policies.registry import policy_class
 from srgym.policies.tracing import extended, traced
+from srgym.policies.workload import Workload
 
-__all__ = ["PEAKS", "Estimate", "Workload", "blank_condition", "estimate", "skeleton"]
+__all__ = ["PEAKS", "Batches", "Estimate", "Workload", "blank_condition", "estimate", "skeleton"]
 
 # Dense bf16 operations a second, from the makers' data sheets, by a part of the device's name.
 PEAKS = {
@@ -65,36 +66,18 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What an iteration does.
+class Batches:
+    """How much of a workload there is, and how it is cut.
 
     Attributes:
-        contexts, group_size: samples drawn are their product.
-        steps: solver steps of each sample without gradient; 0 where nothing is sampled.
-        times: trained rows a sample becomes, on average; 0 where nothing is trained on the flow.
-        epochs: passes over the rows.
+        contexts: of an iteration.
         microbatch: rows in one forward and backward.
         rollout_batch: samples drawn at once; None: all, or as many as the policy takes in one forward.
-        old, reference: whether each row needs a forward of the old policy, and of the base.
-        reward_steps: solver steps with gradient, decoding included (REFL, DRaFT); 0 for rewards without gradient.
-        guided: classifier-free guidance, which doubles the forwards of sampling.
     """
 
-    contexts: int = 8
-    group_size: int = 24
-    steps: int = 6
-    times: float = 5
-    epochs: int = 1
-    microbatch: int = 8
+    contexts: int
+    microbatch: int
     rollout_batch: int | None = None
-    old: bool = True
-    reference: bool = True
-    reward_steps: int = 0
-    guided: bool = False
-
-    @property
-    def samples(self) -> int:
-        return self.contexts * self.group_size
 
 
 @dataclass(frozen=True)
@@ -255,6 +238,7 @@ def estimate(
     name: str,
     options: Mapping[str, Any],
     work: Workload,
+    batches: Batches,
     *,
     height: int,
     width: int,
@@ -264,15 +248,16 @@ def estimate(
 
     Args:
         name, options: the policy's name and keyword arguments.
-        work: what the iteration does.
+        work, batches: what the iteration does, and how often.
         height, width: of the LR images.
         lora: rank, alpha and targets; None: all weights are trained.
     """
     policy = skeleton(name, options, lora)
     text = _text_bytes(name, options)
     kept = options.get("text_encoder", "keep") == "keep"
-    phases, flops = _phases(policy, work, height, width)
-    resident = _resident(policy, work, blank_condition(policy, 1, height, width))
+    samples = batches.contexts * work.group_size
+    phases, flops = _phases(policy, work, batches, samples, height, width)
+    resident = _resident(policy, work, samples, blank_condition(policy, 1, height, width))
     if text and kept:
         resident["weights of the text encoders"] = text
     elif text:
@@ -290,11 +275,13 @@ def _inputs(policy: FlowPolicy, rows: int, height: int, width: int) -> tuple[Ten
     return x, torch.empty(rows, device="meta"), cond
 
 
-def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
+def _phases(
+    policy: FlowPolicy, work: Workload, batches: Batches, samples: int, height: int, width: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """The bytes that each phase needs while it runs, and the operations that an iteration spends in it."""
-    drawn = min(work.samples, work.rollout_batch or work.samples, getattr(policy, "rows", work.samples))
+    drawn = min(samples, batches.rollout_batch or samples, getattr(policy, "rows", samples))
     sampled = _inputs(policy, drawn, height, width)
-    rows = min(work.microbatch, max(round(work.samples * max(work.times, 1)), 1))
+    rows = min(batches.microbatch, max(round(samples * max(work.times, 1)), 1))
     x, t, cond = _inputs(policy, rows, height, width)
 
     def forward() -> None:
@@ -321,18 +308,19 @@ def _phases(policy: FlowPolicy, work: Workload, height: int, width: int) -> tupl
     flops: dict[str, float] = {}
     if work.steps:
         phases |= {"sampling": forward_peak, "decoding": decode_peak}
-        flops["sampling"] = work.samples * (work.steps * (2 if work.guided else 1) * each + decode_flops)
+        flops["sampling"] = samples * (work.steps * (1 + work.guided) * each + decode_flops)
     if work.times:
         update_flops, phases["update"] = extended(policy, policy.core, update)
-        beside = (int(work.old) + int(work.reference)) * each
-        flops["update"] = work.samples * work.times * work.epochs * (update_flops / rows + beside)
+        row = update_flops / rows + sum(work.beside.values()) * each
+        flops["update"] = samples * work.times * work.epochs * (1 + work.guided) * row
     if work.reward_steps:
         reward_flops, phases["reward gradient"] = extended(policy, policy.core, reward)
-        flops["reward gradient"] = work.samples * reward_flops / rows
+        again = work.reward_steps * each if work.recomputed else 0.0
+        flops["reward gradient"] = samples * (reward_flops / rows + again)
     return phases, flops
 
 
-def _resident(policy: FlowPolicy, work: Workload, cond: TensorDict) -> dict[str, float]:
+def _resident(policy: FlowPolicy, work: Workload, samples: int, cond: TensorDict) -> dict[str, float]:
     """The bytes that stay through an iteration."""
     core, whole = ([*model.parameters(), *model.buffers()] for model in (policy.core, policy))
     lora = _bytes(p for name, p in policy.core.named_parameters() if ".lora_" in name)
@@ -344,5 +332,5 @@ def _resident(policy: FlowPolicy, work: Workload, cond: TensorDict) -> dict[str,
         "weights of the other networks": _bytes(whole) - _bytes(core),
         "LoRA (learner, old, average)": lora,
         "gradients and AdamW's moments": 3 * _bytes(p for p in policy.parameters() if p.requires_grad),
-        "rollouts": float(work.samples * sample),
+        "rollouts": float(samples * sample),
     }

@@ -5,8 +5,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
+from toys import Toys
 
 from srgym.policies.compact import CompactPolicy
 
@@ -25,3 +28,9 @@ def tiny_policy() -> CompactPolicy:
         for parameter in policy.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return policy
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toys:
+    """Policies, agents, tasks and runs of a problem whose solution is known."""
+    return Toys(tmp_path)

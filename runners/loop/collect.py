@@ -6,7 +6,6 @@ import torch
 from tensordict import TensorDict
 
 from srgym.agents.base import Need
-from srgym.agents.peers import Alone
 from srgym.policies.base import FlowPolicy, Sampling, repeat
 from srgym.policies.noise import derive_seeds
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from srgym.agents.base import Agent
     from srgym.envs.task import SRTask
 
-__all__ = ["collect", "rows_anyway", "statistics"]
+__all__ = ["collect", "imagined", "statistics"]
 
 
 def collect(
@@ -86,17 +85,13 @@ def _roll(
     return whole
 
 
-def rows_anyway(agent: "Agent", rollout: TensorDict) -> TensorDict:
-    """Rows of a rollout whose groups were all left out: with made-up scores, for forwards that weigh nothing."""
-    stats, peers = agent.stats, agent.peers
-    made = rollout.copy()
+def imagined(rollout: TensorDict) -> TensorDict:
+    """A rollout with made-up scores that leave no group out: its rows are for forwards that weigh nothing."""
+    made = rollout.exclude("batch")
     made["reward"] = torch.arange(len(rollout), device=rollout["reward"].device).remainder(2).float()
     made["valid"] = torch.ones_like(rollout["valid"])
     made["components"] = rollout["components"].apply(lambda _: made["reward"])
-    agent.peers = Alone()  # the others aren't doing this
-    rows = agent.prepare(made)
-    agent.stats, agent.peers = stats, peers
-    return rows
+    return made
 
 
 def statistics(rollout: TensorDict) -> dict[str, float]:

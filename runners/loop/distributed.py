@@ -166,23 +166,27 @@ class World:
             )
         return contexts[len(contexts) * self.rank // self.size : len(contexts) * (self.rank + 1) // self.size]
 
-    def scores(self, rollout: TensorDict) -> TensorDict:
-        """The rewards of all processes' rollouts: `reward`, `valid`, `group` and `components`; no images are sent."""
+    def scores(self, rollout: TensorDict) -> tuple[TensorDict, int]:
+        """The rewards of all processes' rollouts: `reward`, `valid`, `group` and `components`; no images are sent.
+
+        Second, where among them this rollout's begin.
+        """
         if self.alone or "reward" not in rollout:
-            return rollout
+            return rollout, 0
         names = sorted(rollout["components"].keys())
         own = {name: rollout[name].tolist() for name in ("reward", "valid", "group")}
         own |= {f"components.{name}": rollout["components"][name].tolist() for name in names}
         told = self.gather(own)
         columns = {name: [value for part in told for value in part[name]] for name in own}
         columns["group"] = [f + (i << 32) for i, part in enumerate(told) for f in part["group"]]
-        components = {name: torch.tensor(columns[f"components.{name}"]) for name in names}
+        kinds = {name: rollout["components"][name].dtype for name in names}
+        components = {name: torch.tensor(columns[f"components.{name}"], dtype=kinds[name]) for name in names}
         size = [len(columns["group"])]
         gathered: TensorDict = TensorDict(
             {name: torch.tensor(columns[name]) for name in ("reward", "valid", "group")}, batch_size=size
         )
         gathered["components"] = TensorDict(components, batch_size=size)
-        return gathered
+        return gathered, sum(len(part["group"]) for part in told[: self.rank])
 
     def parts(self, rows: TensorDict | None, size: int, spare: TensorDict | None) -> Iterator[tuple[TensorDict, float]]:
         """Microbatches of this process's rows, each with its share of all processes' rows.
@@ -292,6 +296,7 @@ def shard(policy: FlowPolicy, device: torch.device | str = "cpu", microbatch: in
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+    policy.sharded = True
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -319,6 +324,7 @@ def unshard(policy: FlowPolicy, main: bool) -> None:
                 full = whole(parameter.detach())
                 kept = full.cpu() if main else torch.empty(0)
                 module._parameters[name] = nn.Parameter(kept, requires_grad=parameter.requires_grad)
+    policy.sharded = False
 
 
 def agree(told: Sequence[Mapping[str, Any]]) -> tuple[float, bool, int | None]:

@@ -15,10 +15,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from srgym.agents.groups import with_scores
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
-from srgym.runners.loop.collect import collect, rows_anyway, statistics
+from srgym.runners.loop.collect import collect, imagined, statistics
 from srgym.runners.loop.distributed import World, agree, whole
 from srgym.runners.loop.interrupt import Interrupted, listening
 from srgym.runners.loop.loggers import Logger
@@ -100,7 +101,6 @@ class Runner:
         self._evaluated: int | None = None
         self._spent, self._started = 0.0, time.monotonic()
         self._agreed, self._elsewhere = (0.0, False), {"forwards": 0.0, "flops": 0.0}
-        agent.peers = self.world
         self._queue: deque[Future[Any]] = deque()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -193,7 +193,9 @@ class Runner:
         before = time.monotonic()
         rollout = self._collect()
         self.images += sum(self.world.gather(len(rollout)))
-        logged = statistics(self.world.scores(rollout))
+        scores, start = self.world.scores(rollout)
+        logged = statistics(scores)
+        rollout = rollout if scores is rollout else with_scores(rollout, scores, start)
         rows = self.agent.prepare(rollout)
         counted = {name: float(value) for name, value in self.agent.stats.items()} | {"rows": float(len(rows))}
         logged |= {f"agent/{name}": value for name, value in self.world.sum(counted).items()}
@@ -250,7 +252,7 @@ class Runner:
         logged: dict[str, float] = {}
         spare = rows
         if self.world.sharded and not len(rows):
-            spare = rows_anyway(self.agent, rollout)
+            spare = self.agent.prepare(imagined(rollout))  # one that has no rows must keep step with the others
         batches = iter(self.agent.batches(rows)) if len(rows) else iter(())
         while self.world.any((batch := next(batches, None)) is not None):
             if self.world.any(batch is not None and len(batch) > 0):
@@ -267,16 +269,19 @@ class Runner:
                 objective = sum((value for key, value in terms.items() if key.startswith("loss_")), torch.zeros(()))
                 torch.autograd.backward(objective * share)
             for key, value in [("loss", objective), *terms.items()]:
-                name = key.replace("loss_", "loss/", 1) if key.startswith("loss") else f"agent/{key}"
-                sums[name] = sums.get(name, 0.0) + (share * float(value.detach()) if share else 0.0)
+                sums[key] = sums.get(key, 0.0) + (share * float(value.detach()) if share else 0.0)
         sums = self.world.sum(sums)
         self.world.sum_gradients(list(self._names))
         rate = learning_rate(self.settings.lr, self.settings.schedule, self.settings.warmup, self.progress)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self._names), self.settings.clip)))
-        self._take_step(rate, norm)
-        return {**sums, "optim/gradient_norm": norm, "optim/lr": rate, "optim/skipped": float(self.skipped)}
+        self._take_step(rate, norm, sums)
+        logged = {
+            key.replace("loss_", "loss/", 1) if key.startswith("loss") else f"agent/{key}": value
+            for key, value in sums.items()
+        }
+        return {**logged, "optim/gradient_norm": norm, "optim/lr": rate, "optim/skipped": float(self.skipped)}
 
-    def _take_step(self, rate: float, norm: float) -> None:
+    def _take_step(self, rate: float, norm: float, terms: Mapping[str, float]) -> None:
         if not math.isfinite(norm):
             self.skipped += 1
             if self.skipped >= _MAX_SKIPPED:
@@ -289,6 +294,7 @@ class Runner:
             group["lr"] = rate
         self._optimizer.step()
         self.updates += 1
+        self.agent.observe(terms)
         self.agent.after_update()
 
     # What is seen of it

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from srgym.runners.run.config import RunConfig, StageConfig
 
 if TYPE_CHECKING:
     from srgym.policies.base import FlowPolicy
-    from srgym.policies.estimate import Estimate, Workload
+    from srgym.policies.estimate import Batches, Estimate, Workload
+    from srgym.rewards.base import Reward
 
 __all__ = ["Measured", "dry_run", "measure", "workload"]
 
@@ -46,7 +47,12 @@ def dry_run(config: RunConfig) -> str:
         if stage.kind != "train":
             continue
         key = json.dumps([stage.sections[name] for name in ("policy", "env", "agent", "lora")] + [_knobs(stage)])
-        like, predicted = known.get(key) or (stage.name, _predict(stage))
+        work = workload(stage)
+        if work is None:
+            name = stage.sections["agent"]["name"]
+            told += [f"stage {stage.name}", f"  unknown: agent '{name}' doesn't say what it costs (Agent.workload)"]
+            continue
+        like, predicted = known.get(key) or (stage.name, _predict(stage, work))
         known[key] = like, predicted
         lines = str(predicted).splitlines() if like == stage.name else []
         told += [f"stage {stage.name}" + ("" if lines else f": as {like}"), *(f"  {line}" for line in lines)]
@@ -62,33 +68,31 @@ def _knobs(stage: StageConfig) -> list[Any]:
     return [stage.sections["runner"].get(name) for name in ("contexts", "microbatch", "rollout_batch")]
 
 
-def workload(agent: Mapping[str, Any], runner: Mapping[str, Any]) -> "Workload":
-    """What one iteration of an agent section does under a runner section."""
-    from srgym.policies.estimate import Workload
+def workload(stage: StageConfig) -> "Workload | None":
+    """What the stage's agent says that an iteration costs, built on a policy without storage; None: it doesn't say."""
+    from srgym.agents import agent_class
+    from srgym.agents.registry import check_options
+    from srgym.policies.estimate import skeleton
 
-    name, steps = agent["name"], agent.get("steps") or 6
-    size, draws = agent.get("group_size") or 8, agent.get("draws") or 1
-    common = {
-        "contexts": runner["contexts"], "microbatch": runner["microbatch"], "epochs": agent.get("epochs") or 1,
-        "rollout_batch": runner.get("rollout_batch"), "steps": steps, "group_size": size, "old": False,
-    }  # fmt: skip
-    if name == "cold_start":
-        return Workload(**common | {"steps": 0, "group_size": draws}, times=1, reference=False)
-    if name == "refl":
-        last = steps if agent.get("k_last") == "all" else int(agent.get("k_last") or 1)
-        alone = {"steps": steps - last, "group_size": agent.get("group_size") or 1}
-        return Workload(**common | alone, times=0, reward_steps=last)
-    if name == "flow_grpo":
-        fast, kl = bool(agent.get("fast")), agent.get("kl")
-        held = kl if kl is not None else 0.0 if fast or agent.get("solver") == "cps" else 0.04
-        times = agent.get("window") or 2 if fast else steps - 1
-        guided = (agent.get("guidance") or 1.0) != 1.0
-        return Workload(**common | {"old": bool(agent.get("guard"))}, times=times, reference=held > 0, guided=guided)
-    if name == "dpo":
-        pairs = (agent.get("top") or 2) ** 2 if agent.get("pairs") == "top_n" else 1
-        return Workload(**common, times=2 * pairs * draws / size)
-    times = max(1, int((agent.get("time_share") or 0.99) * steps))
-    return Workload(**common | {"old": True}, times=times, reference=(agent.get("kl") or 0.0) > 0)
+    options = dict(stage.sections["agent"])
+    name = options.pop("name")
+    check_options(name, options)
+    policy, settings, _ = _sections(stage)
+    return agent_class(name)(skeleton(policy, settings, stage.sections["lora"]), _any_reward(), **options).workload()
+
+
+def _any_reward() -> "Reward":
+    """What stands for the reward, which isn't loaded: whatever an agent asks of one, it has."""
+    from srgym.rewards.base import Reward
+    from srgym.rewards.info import RewardInfo
+
+    return Reward(lambda sr: sr.mean((1, 2, 3)), RewardInfo("any", "", range=(0.0, 1.0), differentiable=True))
+
+
+def _batches(stage: StageConfig) -> "Batches":
+    from srgym.policies.estimate import Batches
+
+    return Batches(*_knobs(stage))
 
 
 def _sections(stage: StageConfig) -> tuple[str, dict[str, Any], tuple[int, int]]:
@@ -102,12 +106,11 @@ def _sections(stage: StageConfig) -> tuple[str, dict[str, Any], tuple[int, int]]
     return name, options, (side, side)
 
 
-def _predict(stage: StageConfig) -> "Estimate":
+def _predict(stage: StageConfig, work: "Workload") -> "Estimate":
     from srgym.policies.estimate import estimate
 
     name, options, (height, width) = _sections(stage)
-    work = workload(stage.sections["agent"], stage.sections["runner"])
-    return estimate(name, options, work, height=height, width=width, lora=stage.sections["lora"])
+    return estimate(name, options, work, _batches(stage), height=height, width=width, lora=stage.sections["lora"])
 
 
 def _device() -> tuple[str, float, int | None]:
@@ -167,16 +170,15 @@ def _fit(peak: float, stage: StageConfig) -> list[str]:
     lora = stage.sections["lora"]
     if lora is not None:
         policy.add_adapters(lora["rank"], lora["alpha"], tuple(lora["targets"]) if lora.get("targets") else None)
-    work = workload(stage.sections["agent"], stage.sections["runner"])
-    return [f"stage {stage.name}, {measure(policy.to('cuda'), work, _sections(stage)[2])}"]
+    rows = stage.sections["runner"]["microbatch"]
+    return [f"stage {stage.name}, {measure(policy.to('cuda'), rows, _sections(stage)[2])}"]
 
 
-def measure(policy: "FlowPolicy", work: "Workload", size: tuple[int, int]) -> Measured:
-    """Run one forward, one update and one decoding of a microbatch of random LR images, after one to warm up."""
+def measure(policy: "FlowPolicy", rows: int, size: tuple[int, int]) -> Measured:
+    """Run one forward, one update and one decoding of `rows` random LR images, after one to warm up."""
     import torch
 
     cuda = policy.device.type == "cuda"
-    rows = work.microbatch
     with torch.no_grad():
         cond = policy.encode({"lr": torch.rand(1, 3, *size, device=policy.device), "prompt": None})
     cond = cond[torch.zeros(rows, dtype=torch.int64, device=policy.device)]

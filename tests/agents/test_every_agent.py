@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from toys import flawed
 
 import srgym.agents
 from srgym.agents import DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
 from srgym.agents.base import Agent
+from srgym.agents.groups import with_scores
 from srgym.rewards.base import Incompatible, Reward
 from srgym.rewards.info import describe
 
@@ -18,13 +20,13 @@ AGENTS = {
     "cold_start": (ColdStart, {"draws": 4}, 0.03, 50),
     "nft": (DiffusionNFT, {"group_size": 8}, 0.02, 25),
     "nft_plain": (DiffusionNFT, {"group_size": 8, "form": "plain", "kl": 0.0}, 0.02, 25),
-    "nft_delayed_old": (DiffusionNFT, {"group_size": 8, "old": 0.5, "clip": 5.0, "beta": 0.5}, 0.02, 30),
+    "nft_delayed_old": (DiffusionNFT, {"group_size": 8, "old": 0.5, "clip": 5.0, "beta": 0.5}, 0.02, 40),
     "grpo": (FlowGRPO, {"group_size": 8, "steps": 6}, 0.02, 25),
     "grpo_fast": (FlowGRPO, {"group_size": 8, "steps": 6, "fast": True}, 0.02, 30),
     "grpo_cps": (FlowGRPO, {"group_size": 8, "steps": 6, "solver": "cps"}, 0.02, 25),
     "grpo_dance": (FlowGRPO, {"group_size": 8, "steps": 6, "solver": "dance", "kl": 0.0}, 0.02, 25),
     "grpo_guard": (FlowGRPO, {"group_size": 8, "steps": 6, "guard": True, "kl": 0.0}, 0.02, 25),
-    "dpo": (DPO, {"beta": 100.0, "draws": 2}, 0.02, 30),
+    "dpo": (DPO, {"beta": 100.0, "draws": 2}, 0.02, 45),
     "dpo_top_n": (DPO, {"beta": 100.0, "pairs": "top_n"}, 0.02, 30),
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
@@ -144,6 +146,31 @@ def test_a_context_is_trained_alike_in_any_company(toy, which):
     one, other = agent.loss(together[len(alone) :]), agent.loss(alone)
     for key in one.keys():  # noqa: SIM118 - a TensorDict
         torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("which", "settings"),
+    [
+        ("nft", {"std": "batch"}), ("grpo", {"std": "batch", "updates_per_iteration": 3}), ("dpo_top_n", {}),
+        ("grpo", {"std": "batch", "combine": {"weights": {"distance": -1.0}}}),
+    ],
+)  # fmt: skip
+def test_groups_apart_become_the_rows_they_become_together(toy, which, settings):
+    """Two processes with a part of the groups each, and everyone's scores, do what one does with all."""
+    kind, common, _, _ = AGENTS[which]
+    reward = Reward(flawed, describe(flawed, "flawed"))
+    agent = kind(toy.policy(), reward, **common | settings)
+    whole = toy.collect(agent, torch.arange(5))
+    size = 2 * agent.group_size
+    rows, stats = agent.prepare(whole), agent.stats
+    parts, counted = [], []
+    for start, part in ((0, whole[:size]), (size, whole[size:])):
+        parts.append(agent.prepare(with_scores(part, whole, start)))
+        counted.append(agent.stats)
+    for name in rows.keys():  # noqa: SIM118 - a TensorDict
+        if name not in ("sample", "samples"):
+            assert torch.equal(torch.cat([part[name] for part in parts]), rows[name]), name
+    assert {name: sum(one[name] for one in counted) for name in stats} == stats and stats["samples_invalid"] == 1
 
 
 @pytest.mark.parametrize("which", AGENTS)

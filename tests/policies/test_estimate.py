@@ -1,6 +1,7 @@
 """What is predicted before anything is loaded is what torch counts once it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from srgym.policies.estimate import Workload, blank_condition, estimate, skeleton
+from srgym.policies.estimate import Batches, Workload, blank_condition, estimate, skeleton
 from srgym.policies.tracing import extended, traced
 
 LORA = {"rank": 2, "alpha": 4}
+BOTH = {"old": 1.0, None: 1.0}
 
 
 def meta(*shape, **options):
@@ -119,8 +121,8 @@ def test_operations_are_what_torch_counts_on_the_real_policy(make_tiny, saved, k
 
 def test_what_stays_is_what_the_tensors_weigh(make_tiny, saved, kind):
     options = {"path": str(saved(kind)), "scale": 1, "dtype": "bfloat16"}
-    work = Workload(contexts=1, group_size=2, steps=3, times=2, microbatch=2)
-    predicted = estimate(kind, options, work, height=32, width=32, lora=LORA)
+    work = Workload(group_size=2, steps=3, times=2, beside=BOTH)
+    predicted = estimate(kind, options, work, Batches(1, 2), height=32, width=32, lora=LORA)
     real = make_tiny(kind)
     real.add_adapters(**LORA)
     base = sum(p.numel() for n, p in real.core.named_parameters() if ".lora_" not in n)
@@ -138,31 +140,31 @@ def test_what_stays_is_what_the_tensors_weigh(make_tiny, saved, kind):
 
 def test_the_knobs_move_what_they_should(saved, tmp_path):
     options = deep(saved, "qwen_image_edit", tmp_path, layers=5)
-    work = Workload(contexts=1, group_size=4, times=2, microbatch=4)
+    work = Workload(group_size=4, steps=6, times=2, beside=BOTH)
 
-    def predict(work=work, **changes):
-        return estimate("qwen_image_edit", {**options, **changes}, work, height=64, width=64, lora=LORA)
+    def predict(work=work, microbatch=4, **changes):
+        batches = Batches(1, microbatch)
+        return estimate("qwen_image_edit", {**options, **changes}, work, batches, height=64, width=64, lora=LORA)
 
     plain = predict(checkpointing=False)
     saving = predict(checkpointing=True)
     assert saving.phases["update"] < 0.6 * plain.phases["update"]
     assert 1.1 < saving.flops["update"] / plain.flops["update"] < 1.5
     assert predict(reference=128).flops["sampling"] > 1.5 * plain.flops["sampling"]
-    guided = predict(Workload(contexts=1, group_size=4, times=2, microbatch=4, guided=True), checkpointing=False)
-    assert guided.flops["update"] == plain.flops["update"] and guided.flops["sampling"] > 1.5 * plain.flops["sampling"]
-    small = predict(
-        Workload(contexts=1, group_size=4, times=2, microbatch=1, old=False, reference=False), checkpointing=False
-    )
+    guided = predict(replace(work, guided=True), checkpointing=False)
+    assert guided.flops["update"] == 2 * plain.flops["update"]
+    assert guided.flops["sampling"] > 1.5 * plain.flops["sampling"]
+    small = predict(replace(work, beside={}), microbatch=1, checkpointing=False)
     assert small.phases["update"] < 0.5 * plain.phases["update"]
     assert small.flops["update"] < 0.8 * plain.flops["update"]
-    refl = predict(Workload(contexts=1, group_size=4, times=0, microbatch=4, reward_steps=1))
+    refl = predict(Workload(group_size=4, steps=5, reward_steps=1))
     assert "update" not in refl.phases and refl.phases["reward gradient"] > 0
     assert plain.seconds(1e12, 0.5) == 2 * plain.seconds(1e12, 1.0)
 
 
 def test_offloaded_text_encoders_are_a_phase(saved, kind):
     options = {"path": str(saved(kind)), "scale": 1, "text_encoder": "offload"}
-    predicted = estimate(kind, options, Workload(1, 2, microbatch=1), height=32, width=32, lora=LORA)
+    predicted = estimate(kind, options, Workload(2, 6, 5, beside=BOTH), Batches(1, 1), height=32, width=32, lora=LORA)
     assert predicted.phases["encoding prompts"] > 0
     assert "weights of the text encoders" not in predicted.resident
 
@@ -170,7 +172,7 @@ def test_offloaded_text_encoders_are_a_phase(saved, kind):
 def test_the_compact_policy_is_predicted_too():
     from srgym.policies.compact import CompactPolicy
 
-    predicted = estimate("compact", {"scale": 4}, Workload(1, 4), height=16, width=16)
+    predicted = estimate("compact", {"scale": 4}, Workload(4, 6, 5, beside=BOTH), Batches(1, 8), height=16, width=16)
     policy = CompactPolicy(weights=None)
     assert predicted.parameters["network"] == sum(p.numel() for p in policy.core.parameters())
     assert predicted.parameters["trainable"] == sum(p.numel() for p in policy.parameters())

@@ -6,8 +6,6 @@ final weights and how often it was killed.
 usage: kill_worker.py FOLDER RUNS
 """
 
-import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -20,32 +18,25 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import toys
+
 ITERATIONS, KILLS = 12, 2
 
 
-def toys() -> Any:
-    spec = importlib.util.spec_from_file_location("toys", Path(__file__).parents[1] / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["toys"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def learn(make: Any, folder: Path) -> None:
+def learn(folder: Path) -> None:
     """The child: resume whatever is there, run to the end, write the hash of the weights."""
-    runner = make.Toy(folder).run(iterations=ITERATIONS, checkpoint_every=1, prefetch=1)
+    runner = toys.Toys(folder).run(iterations=ITERATIONS, checkpoint_every=1, prefetch=1)
     runner.resume()
     runner.learn()
-    tensors = [p.detach().numpy().tobytes() for _, p in sorted(runner.policy.named_parameters())]
-    (folder / "hash").write_text(hashlib.sha256(b"".join(tensors)).hexdigest())
+    (folder / "hash").write_text(toys.digest(runner.policy))
 
 
-def fork(make: Any, folder: Path) -> int:
+def fork(folder: Path) -> int:
     child = os.fork()
     if child == 0:
         try:
-            learn(make, folder)
+            learn(folder)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
@@ -59,12 +50,12 @@ def reached(folder: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def killed_run(make: Any, folder: Path, moments: random.Random) -> dict[str, Any]:
+def killed_run(folder: Path, moments: random.Random) -> dict[str, Any]:
     """One run that is killed `KILLS` times, each at a random moment after a random iteration."""
     folder.mkdir()
     kills = 0
     for _ in range(KILLS):
-        child = fork(make, folder)
+        child = fork(folder)
         goal = reached(folder) + moments.randint(0, (ITERATIONS - 2) // KILLS - 1)
         while reached(folder) < goal and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
@@ -73,7 +64,7 @@ def killed_run(make: Any, folder: Path, moments: random.Random) -> dict[str, Any
             os.kill(child, signal.SIGKILL)
             kills += 1
         os.waitpid(child, 0)
-    status = os.waitpid(fork(make, folder), 0)[1]
+    status = os.waitpid(fork(folder), 0)[1]
     found = (folder / "hash").read_text() if status == 0 else f"failed with status {status}"
     shutil.rmtree(folder)
     return {"hash": found, "kills": kills}
@@ -82,10 +73,9 @@ def killed_run(make: Any, folder: Path, moments: random.Random) -> dict[str, Any
 def main() -> None:
     root, runs = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    make = toys()
-    make.Toy(root).run()  # what it imports is imported once, and not by every child
+    toys.Toys(root / "first").run(iterations=1).learn()  # imports what a run needs, before the forks
     moments = random.Random(7)
-    print(json.dumps([killed_run(make, root / f"run{i}", moments) for i in range(runs)]))
+    print(json.dumps([killed_run(root / f"run{i}", moments) for i in range(runs)]))
 
 
 main()

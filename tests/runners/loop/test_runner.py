@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from toys import digest
 
-from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop.loggers import CSVLogger, Logger
 from srgym.runners.loop.settings import same_config
@@ -61,10 +61,9 @@ def test_a_loss_and_a_number_of_one_name_are_logged_apart(toy: Any) -> None:
 
 
 def test_learns(toy: Any) -> None:
-    kept = Kept()
-    toy.run(loggers=[kept], iterations=40, lr=5e-2, checkpoint_every=0).learn()
-    losses = [row["loss/flow"] / row["agent/weight"] for _, row in kept.rows]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    runner = toy.run(iterations=40, lr=2e-2, checkpoint_every=0)
+    runner.learn()
+    assert toy.distance(runner.policy) < 0.5 * toy.distance(toy.policy())
 
 
 @pytest.mark.parametrize("change", [{"microbatch": 3}, {"rollout_batch": 3}, {"prefetch": 2}])
@@ -79,8 +78,8 @@ def test_memory_knobs_do_not_change_the_result(toy: Any, change: dict[str, int])
 def test_every_context_comes_once_an_epoch(toy: Any) -> None:
     task = toy.task(7)
     toy.run(task=task, iterations=7).learn()
-    assert sorted(task.asked[:7]) == sorted(task.asked[7:]) == list(range(7))
-    assert task.asked[:7] != task.asked[7:]
+    assert sorted(task.source.asked[:7]) == sorted(task.source.asked[7:]) == list(range(7))
+    assert task.source.asked[:7] != task.source.asked[7:]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
@@ -95,9 +94,7 @@ def test_resumed_is_the_same_run(toy: Any, tmp_path: Path, stop: int) -> None:
     assert second.iteration == stop
     second.learn()
     assert torch.equal(weights(second.policy), weights(whole.policy))
-    for name in ("old", "ema"):
-        for (_, ours), (_, its) in zip(*(adapters.parameters(r.policy.core, name) for r in (second, whole))):
-            assert torch.equal(ours, its)
+    assert digest(second.policy) == digest(whole.policy)
     assert second.images == whole.images
     assert second.meter.forwards == whole.meter.forwards
 
@@ -161,7 +158,7 @@ def test_log_has_no_step_twice_after_a_crash(toy: Any, tmp_path: Path) -> None:
 
 def test_agents_that_sample_for_themselves_get_contexts(toy: Any) -> None:
     policy = toy.policy()
-    agent = toy.agent(policy, group_size=1, epochs=1)
+    agent = toy.agent(policy, group_size=2, epochs=1)
     agent.sampling = None
     seen = []
     agent.prepare = lambda rows: seen.append(rows) or rows[:0]
@@ -169,7 +166,7 @@ def test_agents_that_sample_for_themselves_get_contexts(toy: Any) -> None:
     runner.learn()
     assert {"index", "group", "seed", "lr", "hr", "cond"} == set(seen[0].keys())
     assert runner.updates == 0
-    assert runner.images == 2
+    assert runner.images == 4
 
 
 def test_a_loss_that_stays_broken_ends_the_run(toy: Any) -> None:
@@ -195,13 +192,13 @@ def test_images_end_a_run(toy: Any) -> None:
 def test_bf16_reaches_the_velocity_only(toy: Any) -> None:
     policy = toy.policy()
     seen = {}
-    plain = policy.learner.forward
+    plain = policy.net.shift.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         seen["velocity"] = plain(x)
         return seen["velocity"]
 
-    policy.learner.forward = forward
+    policy.net.shift.forward = forward
     task = toy.task()
     score = task.score
 

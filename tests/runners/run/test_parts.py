@@ -78,16 +78,16 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 def test_flops_of_a_forward(toy: Any) -> None:
     policy = toy.policy(adapters=False)
-    cond = policy.encode({"lr": torch.rand(5, 3, 4, 4)})
+    cond = policy.encode({"lr": torch.rand(5, 3, 2, 2)})
     x, t = torch.rand(5, 3, 4, 4), torch.rand(5)
     meter = Meter(policy)
     with instrumented(policy, meter):
         with torch.no_grad():
             policy.velocity(x, t, cond)
         policy.velocity(x, t, cond)
-    # A linear layer 4 -> 3 at 16 pixels: 2 * 12 * 16 = 384; with gradient the backward of all weights is 2 more.
+    # A linear layer 1 -> 3: 2 * 3 = 6; with gradient the backward of all weights is 2 more.
     assert meter.forwards == 10
-    assert meter.flops == 5 * 384 + 5 * 3 * 384
+    assert meter.flops == 5 * 6 + 5 * 3 * 6
     policy.velocity(x, t, cond)
     assert meter.forwards == 10  # only while it's instrumented
 
@@ -97,7 +97,7 @@ def test_a_policy_may_say_what_a_forward_costs(toy: Any) -> None:
     policy.flops_per_forward = 7.0
     meter = Meter(policy)
     with instrumented(policy, meter), torch.no_grad():
-        policy.velocity(torch.rand(2, 3, 4, 4), torch.rand(2), policy.encode({"lr": torch.rand(2, 3, 4, 4)}))
+        policy.velocity(torch.rand(2, 3, 4, 4), torch.rand(2), policy.encode({"lr": torch.rand(2, 3, 2, 2)}))
     assert meter.flops == 14
 
 
