@@ -4,14 +4,18 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from srgym import agents
+from srgym.policies.base import FlowPolicy
+from srgym.policies.estimate import PEAKS, Batches, Estimate, estimate, skeleton
+from srgym.policies.workload import Workload
+from srgym.rewards.base import Reward
+from srgym.rewards.info import RewardInfo
+from srgym.runners.run.build import build_policy
 from srgym.runners.run.config import RunConfig, StageConfig
-
-if TYPE_CHECKING:
-    from srgym.policies.base import FlowPolicy
-    from srgym.policies.estimate import Batches, Estimate, Workload
-    from srgym.rewards.base import Reward
 
 __all__ = ["Measured", "dry_run", "measure", "workload"]
 
@@ -68,30 +72,19 @@ def _knobs(stage: StageConfig) -> list[Any]:
     return [stage.sections["runner"].get(name) for name in ("contexts", "microbatch", "rollout_batch")]
 
 
-def workload(stage: StageConfig) -> "Workload | None":
+def workload(stage: StageConfig) -> Workload | None:
     """What the stage's agent says that an iteration costs, built on a policy without storage; None: it doesn't say."""
-    from srgym.agents import agent_class
-    from srgym.agents.registry import check_options
-    from srgym.policies.estimate import skeleton
-
-    options = dict(stage.sections["agent"])
-    name = options.pop("name")
-    check_options(name, options)
-    policy, settings, _ = _sections(stage)
-    return agent_class(name)(skeleton(policy, settings, stage.sections["lora"]), _any_reward(), **options).workload()
+    policy, options, _ = _sections(stage)
+    stand_in = skeleton(policy, options, stage.sections["lora"])
+    return agents.make(stage.sections["agent"], stand_in, _any_reward()).workload()
 
 
-def _any_reward() -> "Reward":
+def _any_reward() -> Reward:
     """What stands for the reward, which isn't loaded: whatever an agent asks of one, it has."""
-    from srgym.rewards.base import Reward
-    from srgym.rewards.info import RewardInfo
-
     return Reward(lambda sr: sr.mean((1, 2, 3)), RewardInfo("any", "", range=(0.0, 1.0), differentiable=True))
 
 
-def _batches(stage: StageConfig) -> "Batches":
-    from srgym.policies.estimate import Batches
-
+def _batches(stage: StageConfig) -> Batches:
     return Batches(*_knobs(stage))
 
 
@@ -106,19 +99,13 @@ def _sections(stage: StageConfig) -> tuple[str, dict[str, Any], tuple[int, int]]
     return name, options, (side, side)
 
 
-def _predict(stage: StageConfig, work: "Workload") -> "Estimate":
-    from srgym.policies.estimate import estimate
-
+def _predict(stage: StageConfig, work: Workload) -> Estimate:
     name, options, (height, width) = _sections(stage)
     return estimate(name, options, work, _batches(stage), height=height, width=width, lora=stage.sections["lora"])
 
 
 def _device() -> tuple[str, float, int | None]:
     """(name, peak operations a second, bytes of memory): of the GPU here, else of an assumed one."""
-    import torch
-
-    from srgym.policies.estimate import PEAKS
-
     if not torch.cuda.is_available():
         return f"an {_ASSUMED} (there is no GPU here)", PEAKS[_ASSUMED], None
     facts = torch.cuda.get_device_properties(0)
@@ -128,8 +115,6 @@ def _device() -> tuple[str, float, int | None]:
 
 def _processor() -> tuple[str, float]:
     """This processor's operations a second, as a product of matrices attains them."""
-    import torch
-
     one = torch.ones(768, 768)
     torch.mm(one, one)
     started = time.perf_counter()
@@ -137,7 +122,7 @@ def _processor() -> tuple[str, float]:
     return "this processor", 2 * 768**3 / (time.perf_counter() - started)
 
 
-def _time(stage: StageConfig, predicted: "Estimate") -> list[str]:
+def _time(stage: StageConfig, predicted: Estimate) -> list[str]:
     name, peak, memory = _device()
     if memory is None and predicted.parameters["network"] < _SMALL:
         name, peak = _processor()
@@ -164,8 +149,6 @@ def _fit(peak: float, stage: StageConfig) -> list[str]:
             "runner.microbatch and policy.rows, set policy.text_encoder=offload and policy.decode_tile=256, or shard "
             "the model over several GPUs (runner.parallel=fsdp)"
         ]
-    from srgym.runners.run.build import build_policy
-
     policy = build_policy(stage.sections["policy"], stage.sections["env"])
     lora = stage.sections["lora"]
     if lora is not None:
@@ -174,10 +157,8 @@ def _fit(peak: float, stage: StageConfig) -> list[str]:
     return [f"stage {stage.name}, {measure(policy.to('cuda'), rows, _sections(stage)[2])}"]
 
 
-def measure(policy: "FlowPolicy", rows: int, size: tuple[int, int]) -> Measured:
+def measure(policy: FlowPolicy, rows: int, size: tuple[int, int]) -> Measured:
     """Run one forward, one update and one decoding of `rows` random LR images, after one to warm up."""
-    import torch
-
     cuda = policy.device.type == "cuda"
     with torch.no_grad():
         cond = policy.encode({"lr": torch.rand(1, 3, *size, device=policy.device), "prompt": None})
@@ -204,8 +185,6 @@ def measure(policy: "FlowPolicy", rows: int, size: tuple[int, int]) -> Measured:
 
 
 def _timed(run: Callable[[], None], cuda: bool) -> float:
-    import torch
-
     run()
     if cuda:
         torch.cuda.synchronize()
