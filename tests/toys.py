@@ -196,9 +196,7 @@ class Toys:
         task = self.task(1000, agent.reward or self.reward())
         return loop.collect(task, agent.policy, agent, task.context(index), seed=seed, iteration=iteration)
 
-    def run(
-        self, *, task: SRTask | None = None, agent: Agent | None = None, seed: int = 5, **settings: Any
-    ) -> Runner:
+    def run(self, *, task: SRTask | None = None, agent: Agent | None = None, seed: int = 5, **settings: Any) -> Runner:
         """A run that isn't begun yet."""
         agent = agent or ToyAgent(self.policy())
         own = {name: settings.pop(name) for name in ("loggers", "evaluation", "on_evaluation") if name in settings}

@@ -70,15 +70,12 @@ def _knobs(stage: StageConfig) -> list[Any]:
 
 def workload(stage: StageConfig) -> "Workload | None":
     """What the stage's agent says that an iteration costs, built on a policy without storage; None: it doesn't say."""
-    from srgym.agents import agent_class
-    from srgym.agents.registry import check_options
+    from srgym import agents
     from srgym.policies.estimate import skeleton
 
-    options = dict(stage.sections["agent"])
-    name = options.pop("name")
-    check_options(name, options)
-    policy, settings, _ = _sections(stage)
-    return agent_class(name)(skeleton(policy, settings, stage.sections["lora"]), _any_reward(), **options).workload()
+    name, options, _ = _sections(stage)
+    policy = skeleton(name, options, stage.sections["lora"])
+    return agents.make(stage.sections["agent"], policy, _any_reward()).workload()
 
 
 def _any_reward() -> "Reward":
