@@ -2,6 +2,7 @@
 
 import pytest
 
+from srgym import agents
 from srgym.agents import DiffusionNFT
 from srgym.policies.compact import CompactPolicy
 from srgym.policies.workload import Workload
@@ -86,10 +87,8 @@ COUNTED = {
 
 @pytest.mark.parametrize("which", COUNTED)
 def test_the_work_is_what_an_iteration_is_counted_to_do(toy, which):
-    from srgym.agents import agent_class
-
     name, settings = COUNTED[which]
-    agent = agent_class(name)(toy.policy(), toy.reward(), **settings)
+    agent = agents.make(name, toy.policy(), toy.reward(), **settings)
     said, contexts = agent.workload(), 8
     counts = []
     for iterations in (1, 2):

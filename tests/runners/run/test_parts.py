@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from toys import flawed
 
 import srgym
 from srgym.runners.loop.meter import Meter, instrumented
@@ -112,9 +113,7 @@ def test_unknown_autocast(toy: Any) -> None:
 
 def test_evaluation_is_the_same_each_time_and_under_the_average(toy: Any) -> None:
     policy = toy.policy()
-    evaluation = Evaluation(
-        toy.task(20), {"reward": closeness, "psnr_y": "psnr_y"}, reward="reward", seeds=(3,), limit=3
-    )
+    evaluation = Evaluation(toy.task(20), {"reward": flawed, "psnr_y": "psnr_y"}, reward="reward", seeds=(3,), limit=3)
     runner = toy.run(agent=toy.agent(policy), evaluation=evaluation, eval_every=1, eval_steps=2)
 
     def evaluated() -> dict[str, float]:
@@ -133,11 +132,6 @@ def test_evaluation_is_the_same_each_time_and_under_the_average(toy: Any) -> Non
     assert evaluated() != first
     sheet = contact_sheet(evaluation.pictures(runner._methods(), 4))
     assert sheet.shape == (3, 3 * 4, 3 * 4)  # 3 contexts down, LR | SR | HR across
-
-
-def closeness(sr: torch.Tensor, lr: torch.Tensor) -> dict[str, torch.Tensor]:
-    distance = (sr - lr).abs().flatten(1).mean(1)
-    return {"total": -distance, "distance": distance}
 
 
 def test_evaluations_share_a_row_with_their_iteration_and_are_told_what_was_spent(toy: Any, tmp_path: Path) -> None:
