@@ -84,14 +84,12 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *arguments)
         self._inside = True
         try:
-            if len(arguments) == 3 and self.meter is not None:
-                self.meter.count(self, *arguments)
-            if self.autocast is None:
-                return method(self, *arguments)
-            with torch.autocast(self.device.type, dtype=self.autocast):
+            half = self.autocast
+            with contextlib.nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
+                if len(arguments) == 3 and self.meter is not None:
+                    self.meter.count(self, *arguments)
                 result = method(self, *arguments)
-            half = isinstance(result, Tensor) and result.dtype in (torch.bfloat16, torch.float16)
-            return result.float() if half else result
+            return result.float() if half is not None and isinstance(result, Tensor) else result
         finally:
             self._inside = False
 

@@ -50,7 +50,8 @@ def walk() -> dict[str, set[str]]:
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
             here = _file(frame)
-            carries = any(_is_image(frame.f_locals.get(n)) for n in frame.f_code.co_varnames[: frame.f_code.co_argcount])
+            names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+            carries = any(_is_image(frame.f_locals.get(name)) for name in names)
         elif event == "return":
             here, carries = _file(frame), _is_image(argument)
         else:

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from srgym import policies
+from srgym.envs import SRTask
 from srgym.policies.base import FlowPolicy
 from srgym.runners.measure.evaluation import (
     Evaluation,
@@ -20,6 +22,7 @@ from srgym.runners.measure.evaluation import (
     spread_indices,
 )  # fmt: skip
 from srgym.runners.measure.methods import Method, Samples, baselines
+from srgym.runners.measure.metrics import check_metrics, make_metrics
 from srgym.runners.measure.statistics import Band
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panels, Text
 from srgym.runners.report.evaluation_report import INTERVALS, record_tables
@@ -32,9 +35,61 @@ from srgym.runners.report.tables import cost_table, difference_table, levels_tab
 from srgym.runners.report.verdicts import against_baselines, alerts, claim
 from srgym.runners.run.build import build_policy, build_task
 
-__all__ = ["HELD_OUT", "oars_document", "stage_methods", "write_oars_report"]
+__all__ = ["HELD_OUT", "check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
 
 HELD_OUT = ("structure_texture", "appearance", "psnr_y", "ssim_y", "psnr_chroma")
+
+
+KIND = "oars"
+
+
+def write_report(run_dir: str | Path, section: Mapping[str, Any]) -> Path:
+    """Write the report that a run's `report` section asks for (`kind` and its options), and return its path.
+
+    Raises:
+        ValueError: for an unknown kind or option.
+    """
+    return write_oars_report(run_dir, **_options(section))
+
+
+def check_report(section: Mapping[str, Any], env: Mapping[str, Any]) -> None:
+    """Refuse what a report can't be made of, before anything is trained: its options, test contexts and metrics.
+
+    Args:
+        env: of the run's last stage.
+
+    Raises:
+        ValueError, FileNotFoundError: naming it. Incompatible: for a metric that the contexts can't feed.
+    """
+    options = _options(section)
+    task = build_task({**env, **_test_changes(env, options.get("env"))})
+    check_metrics(make_metrics(_held_out(options.get("metrics"))), task.provides, f"the source '{task.source.name}'")
+    spread_indices(len(task), options.get("limit"))
+
+
+def _options(section: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(section)
+    kind = options.pop("kind", None)
+    if kind != KIND:
+        raise ValueError(f"report.kind is {KIND}, got '{kind}'")
+    known = sorted(set(write_oars_report.__annotations__) - {"run_dir", "return"})
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, 1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
+    return options
+
+
+def _test_changes(env: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What changes in an env section for the test: the split, where its source has any."""
+    if changes is not None:
+        return dict(changes)
+    return {"split": "test"} if "split" in env else {}
+
+
+def _held_out(metrics: Sequence[Any] | None) -> dict[str, Any]:
+    return {_label(metric): metric for metric in (HELD_OUT if metrics is None else metrics)}
 
 
 def write_oars_report(
@@ -53,8 +108,8 @@ def write_oars_report(
 
     Args:
         run_dir: the run's folder, with `run.json` and `config.json`.
-        env: what changes in the run's env section for the test; by default the split "test" of the photographs, and of
-            another source nothing, which the report then warns of.
+        env: what changes in the run's env section for the test; by default the split "test", and of a source
+            without splits nothing, which the report then warns of.
         metrics: metrics never trained on, besides the rewards of the run; by default `HELD_OUT`.
         roles: `sft`, `final` and `control` by stage name, where they can't be told from the stages.
         steps: of the sampler; by default the last stage's `runner.eval_steps`.
@@ -70,27 +125,35 @@ def write_oars_report(
     """
     started, run = time.monotonic(), read_run(Path(run_dir))
     parts, last = run.roles(roles), run.stages[-1].settings
-    changes = env if env is not None else {"split": "test"} if last["env"].get("name") == "photographs" else {}
+    changes = _test_changes(last["env"], env)
     section = {**last["env"], **changes}
     steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
     stages: dict[str, FlowPolicy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
     stages |= {stage.name: policies.load(stage.folder / "policy") for stage in run.stages}
     methods = stage_methods(stages, parts, steps)
-    held_out = {_label(metric): metric for metric in (HELD_OUT if metrics is None else metrics)}
     task = build_task(section)
-    evaluation = Evaluation(task, {**run.rewards(), **held_out}, seeds=seeds, limit=limit)
+    evaluation = Evaluation(task, {**run.rewards(), **_held_out(metrics)}, seeds=seeds, limit=limit)
     frame = evaluation.measure(methods)
     record = evaluation_record(
         methods, evaluation.metrics, env=section, seeds=list(seeds), contexts=len(task), limit=limit, seen=not changes
     )
     save_evaluation(frame, record, run.folder / "evaluation")
-    if picture_size and "size" in section:
-        task = build_task(section, size=picture_size)
+    task = _shown(task, section, picture_size)
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
     indices = spread_indices(len(task), min(pictures, len(task))) if pictures else []
     drawn = draw(task, shown, indices, reward=mapping_reward(evaluation.metrics))
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
     return document.save(run.folder)
+
+
+def _shown(task: SRTask, section: Mapping[str, Any], size: int | None) -> SRTask:
+    """The contexts that are shown: larger crops than those that are measured, where every image has room for them."""
+    if not size or section.get("size") is None:
+        return task
+    try:
+        return build_task(section, size=size)
+    except ValueError:
+        return task
 
 
 def _label(spec: Any) -> str:

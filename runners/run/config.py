@@ -209,6 +209,8 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
         known |= {f"{here}.{key}" for key in (*_STAGE_KEYS, *SECTIONS)}
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
+        source = next((value for key, value, _ in line.values if key == f"{here}.env.name"), None)
+        known |= {f"{here}.env.{key}" for key in (_filed("env", source) if isinstance(source, str) else ())}
     for key, _, how in line.values:
         if key in known or how == "add" or key.split(".")[0] in anything:
             continue
@@ -318,10 +320,24 @@ def _replaced(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _own_section(section: str, stage: Mapping[str, Any], tree: Mapping[str, Any]) -> Any:
-    own = deepcopy(stage[section] if section in _replaced(stage) else tree.get(section))
+    own: dict[str, Any] | None = deepcopy(stage[section] if section in _replaced(stage) else tree.get(section))
+    if section == "env" and own is not None and section in _replaced(stage):
+        # Another source for a stage: its file's defaults, and the run's size and scale, unless the stage says more.
+        filed = _filed("env", own["name"])
+        shared = {key: value for key, value in (tree.get("env") or {}).items() if key in ("size", "scale")}
+        own = {**filed, **{key: value for key, value in shared.items() if key in filed}, **own}
     if section in _PARTS and own and "name" in own:
         own["name"] = _PARTS[section].full_name(own["name"])
     return own
+
+
+def _filed(group: str, name: str) -> dict[str, Any]:
+    """What the package's file of a part says; nothing for a part without one."""
+    import yaml
+
+    path = resources.files("srgym.configs").joinpath(group, f"{name}.yaml")
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return loaded
 
 
 def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mapping[str, Any], where: str) -> None:

@@ -31,7 +31,7 @@ from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
 from srgym.runners.loop.runner import Runner
 from srgym.runners.loop.settings import RunnerSettings, same_config
-from srgym.runners.report import write_report
+from srgym.runners.report import check_report, write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
@@ -102,7 +102,9 @@ class Run:
         return costs
 
     def _look_ahead(self) -> None:
-        """Check the stages that come after the next, which checks itself."""
+        """Check the stages that come after the next, which checks itself, and what the report will need."""
+        if self.config.tree.get("report") and self._world.main:
+            check_report(self.config.tree["report"], self.config.stages[-1].sections["env"])
         seen: list[Any] = []
         for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
             parts = [stage.sections[name] for name in ("env", "reward", "agent", "runner")]

@@ -93,6 +93,16 @@ def test_flops_of_a_forward(toy: Any) -> None:
     assert meter.forwards == 10  # only while it's instrumented
 
 
+def test_what_half_precision_encoded_is_measured_and_used_in_it(tiny_policy: Any) -> None:
+    meter = Meter(tiny_policy)
+    with instrumented(tiny_policy, meter, "bf16"), torch.no_grad():
+        cond = tiny_policy.encode({"lr": torch.rand(2, 3, 8, 8)})
+        x = torch.rand(2, *tiny_policy.latent_shape(cond))
+        assert tiny_policy.velocity(x, torch.rand(2), cond).dtype is torch.float32
+    assert cond["features"].dtype is torch.bfloat16
+    assert meter.forwards == 2 and meter.flops > 0
+
+
 def test_a_policy_may_say_what_a_forward_costs(toy: Any) -> None:
     policy = toy.policy()
     policy.flops_per_forward = 7.0
