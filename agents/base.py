@@ -4,7 +4,7 @@ import contextlib
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -179,12 +179,13 @@ class Agent(ABC):
             **{f"average.{name}": weight for name, weight in averages.items()},
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Tensor | float | int]) -> None:
         """Put `state` back."""
         self.updates, self.iterations = int(state["updates"]), int(state["iterations"])
         if self._average is not None:
             prefix = "average."
-            self._average.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            weights = {k.removeprefix(prefix): torch.as_tensor(v) for k, v in state.items() if k.startswith(prefix)}
+            self._average.load(weights)
 
     # For the agents
 

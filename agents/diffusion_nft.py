@@ -145,9 +145,9 @@ class DiffusionNFT(Agent):
         self.sampling = Sampling(steps=steps, solver=solver)
         self.beta, self.clip, self.form, self.kl = beta, clip, form, kl
         self.old, self.time_share, self.std = old, time_share, std
-        kept: GroupFilter | None = from_config(GroupFilter, filter)
+        kept = from_config(GroupFilter, filter)
         self.filter = kept.for_reward(reward) if kept is not None else None
-        self.combine: Combine | None = from_config(Combine, combine)
+        self.combine = from_config(Combine, combine)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None

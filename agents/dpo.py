@@ -173,9 +173,9 @@ class DPO(Agent):
         self.sampling = None if offline else Sampling(steps=steps, solver=solver)
         self.beta, self.pairs, self.top, self.min_gap, self.draws = beta, pairs, top, min_gap, draws
         self.stop_accuracy, self.stop_margin = stop_accuracy, stop_margin
-        kept: GroupFilter | None = from_config(GroupFilter, filter)
+        kept = from_config(GroupFilter, filter)
         self.filter = kept.for_reward(reward) if kept is not None else None
-        self.combine: Combine | None = from_config(Combine, combine)
+        self.combine = from_config(Combine, combine)
         self._smooth = {"accuracy": 0.0, "margin": 0.0, "weight": 0.0}
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
@@ -260,7 +260,7 @@ class DPO(Agent):
     def state(self) -> dict[str, Tensor | float | int]:
         return super().state() | {f"smooth_{name}": value for name, value in self._smooth.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Tensor | float | int]) -> None:
         super().load_state(state)
         self._smooth = {name: float(state[f"smooth_{name}"]) for name in self._smooth}
 

@@ -131,9 +131,9 @@ class FlowGRPO(Agent):
         self._solver = kind(kind.usual_level if noise_level is None else noise_level)
         self.fast, self.window, self.guard, self.seed = fast, window, guard, seed
         self.updates_per_iteration, self.ratio_tolerance, self.std = updates_per_iteration, ratio_tolerance, std
-        kept: GroupFilter | None = from_config(GroupFilter, filter)
+        kept = from_config(GroupFilter, filter)
         self.filter = kept.for_reward(reward) if kept is not None else None
-        self.combine: Combine | None = from_config(Combine, combine)
+        self.combine = from_config(Combine, combine)
         self._plan = Sampling(
             steps=steps, solver=solver, noise_level=self._solver.noise_level, record=True, guidance=guidance
         )

@@ -6,7 +6,7 @@ keying on text would merge every image into one group. In a batch [N] groups are
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tensordict import NonTensorData, TensorDict
@@ -258,7 +258,10 @@ def assess(
     return Assessment(score, torch.where(keep, advantage, 0.0), keep, own, stats)
 
 
-def from_config(kind: Any, value: Any) -> Any:
+_Fields = TypeVar("_Fields", GroupFilter, Combine)
+
+
+def from_config(kind: type[_Fields], value: _Fields | Mapping[str, Any] | None) -> _Fields | None:
     """A `GroupFilter` or `Combine` as given, from a mapping of its fields, or None."""
     if value is None or isinstance(value, kind):
         return value

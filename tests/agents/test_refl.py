@@ -72,6 +72,18 @@ def test_each_sample_is_integrated_to_its_own_step(build, toy):
     assert sum(alone) / len(alone) == pytest.approx(float(agent.loss(rows)["reward"]), rel=1e-5)
 
 
+def test_on_a_split_policy_every_batch_runs_the_same_forwards(build, toy):
+    """The steps that no sample takes are run for the others' sake, and change nothing."""
+    agent = build(late=1.0)
+    rows = agent.prepare(toy.collect(agent, torch.arange(8)))
+    plain = [float(agent.loss(rows[i : i + 1])["loss_policy"]) for i in range(8)]
+    agent.policy.sharded = True
+    for i in range(8):
+        agent.policy.calls.clear()
+        assert float(agent.loss(rows[i : i + 1])["loss_policy"]) == plain[i]
+        assert len(agent.policy.calls) == 6
+
+
 def test_with_all_steps_the_reward_is_that_of_the_sampler(build, toy):
     from srgym.policies.base import Sampling
 

@@ -60,12 +60,6 @@ def test_a_loss_and_a_number_of_one_name_are_logged_apart(toy: Any) -> None:
     assert last["loss"] == pytest.approx(last["loss/flow"] + last["loss/drift"])
 
 
-def test_learns(toy: Any) -> None:
-    runner = toy.run(iterations=40, lr=2e-2, checkpoint_every=0)
-    runner.learn()
-    assert toy.distance(runner.policy) < 0.5 * toy.distance(toy.policy())
-
-
 @pytest.mark.parametrize("change", [{"microbatch": 3}, {"rollout_batch": 3}, {"prefetch": 2}])
 def test_memory_knobs_do_not_change_the_result(toy: Any, change: dict[str, int]) -> None:
     reference, changed = toy.run(checkpoint_every=0), toy.run(checkpoint_every=0, **change)

