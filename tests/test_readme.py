@@ -21,7 +21,10 @@ def test_there_is_something_to_test():
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
-def test_every_command_exists_and_its_settings_compose(line):
+def test_every_command_exists_and_its_settings_compose(line, tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "agents.py").write_text(next(code for code in PYTHON if "(Agent)" in code))
+    monkeypatch.syspath_prepend(tmp_path)
     command, *arguments = shlex.split(line)[1:]
     assert command in COMMANDS
     if command == "train":
