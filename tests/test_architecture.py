@@ -65,6 +65,40 @@ def test_rooms_of_the_runners_are_entered_from_above(path):
             assert ROOMS.index(there) <= ROOMS.index(here), f"{here} may not import {name}"
 
 
+# What is imported late on purpose: the command line answers before anything heavy is there, parts come by name.
+LATE = re.compile(r"runners/commands/|/registry\.py$|^rewards/serving/engines\.py$")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_our_own_modules_are_imported_at_the_top(path):
+    if LATE.search(path.relative_to(ROOT).as_posix()):
+        return
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            late = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+            ours = [node.module for node in late if (node.module or "").startswith("srgym")]
+            assert not ours, f"{path}: {function.name} imports {ours} late: is it a cycle?"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {path: "srgym." + ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
+    modules = {name.removesuffix(".__init__"): path for path, name in names.items()}
+    needs = {name: {m for m in at_the_top(path) if m in modules and m != name} for name, path in modules.items()}
+    while free := [name for name, others in needs.items() if not others]:
+        for name in free:
+            del needs[name]
+        needs = {name: others - set(free) for name, others in needs.items()}
+    assert not needs, f"these import each other in a circle: {sorted(needs)}"
+
+
+def at_the_top(path):
+    """Modules imported when this one is, leaving out what stands under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    for node in [n for n in tree.body if isinstance(n, ast.ImportFrom)]:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_pickled_and_no_remote_code_is_trusted(path):
     text = path.read_text()

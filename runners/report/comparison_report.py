@@ -27,6 +27,7 @@ from srgym.runners.report.plots import curves, forest, plane, profiles
 from srgym.runners.report.summary import by_crop, difference, level, metric_names, power, present, scores
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, compared, hacking_alert
+from srgym.runners.report.writing import write
 from srgym.runners.run.config import flatten
 
 __all__ = ["compare_document", "plane_axes", "write_compare_report"]
@@ -42,7 +43,7 @@ def write_compare_report(folder: str | Path) -> Path:
     """
     comparison = read_comparison(Path(folder))
     save_tables(comparison)
-    return compare_document(comparison, read_pictures(comparison)).save(comparison.folder)
+    return write(compare_document(comparison, read_pictures(comparison)), comparison.folder)
 
 
 def compare_document(comparison: Comparison, pictures: Sequence[Mapping[str, Any]] = ()) -> Document:

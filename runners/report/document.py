@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 __all__ = ["Block", "Callout", "Document", "Figure", "Figures", "Heading", "Panel", "Panels", "Table", "Text"]
@@ -104,23 +103,3 @@ class Document:
 
     def add(self, *blocks: Block) -> None:
         self.blocks += blocks
-
-    def save(self, folder: Path, name: str = "report") -> Path:
-        """Write `name.html`, which needs no other file, and `name.md` with its pictures in `name_files/`.
-
-        Returns:
-            The path of the HTML.
-        """
-        from srgym.runners.report.html import to_html
-        from srgym.runners.report.markdown import to_markdown
-
-        folder.mkdir(parents=True, exist_ok=True)
-        text, pictures = to_markdown(self, f"{name}_files")
-        if pictures:
-            (folder / f"{name}_files").mkdir(exist_ok=True)
-        for path, png in pictures.items():
-            (folder / path).write_bytes(png)
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
-        page = folder / f"{name}.html"
-        page.write_text(to_html(self), encoding="utf-8")
-        return page

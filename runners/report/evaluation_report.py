@@ -12,6 +12,7 @@ from srgym.runners.report.document import Document, Heading, Table, Text
 from srgym.runners.report.panels import make_panels
 from srgym.runners.report.summary import metric_names
 from srgym.runners.report.tables import levels_table, published_table
+from srgym.runners.report.writing import write
 
 __all__ = ["INTERVALS", "record_tables", "write_evaluation_report"]
 
@@ -50,7 +51,7 @@ def write_evaluation_report(
     if pictures:
         document.add(Heading("Pictures"), make_panels(pictures, "Each at its full size; LR enlarged."))
     document.add(Heading("What was measured"), *record_tables(record))
-    return document.save(folder)
+    return write(document, folder)
 
 
 def _counts(frame: pd.DataFrame) -> str:

@@ -33,6 +33,7 @@ from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_
 from srgym.runners.report.summary import level, metric_names, present
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, alerts, claim
+from srgym.runners.report.writing import write
 from srgym.runners.run.build import build_policy, build_task
 
 __all__ = ["HELD_OUT", "check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
@@ -143,7 +144,7 @@ def write_oars_report(
     indices = spread_indices(len(task), min(pictures, len(task))) if pictures else []
     drawn = draw(task, shown, indices, reward=mapping_reward(evaluation.metrics))
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
-    return document.save(run.folder)
+    return write(document, run.folder)
 
 
 def _shown(task: SRTask, section: Mapping[str, Any], size: int | None) -> SRTask:

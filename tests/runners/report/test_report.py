@@ -25,6 +25,7 @@ from srgym.runners.report.plots import curves, forest, plane
 from srgym.runners.report.run_folder import read_log, read_run
 from srgym.runners.report.summary import difference, level
 from srgym.runners.report.verdicts import alerts, claim
+from srgym.runners.report.writing import write
 
 PARTS = ("compass", "compass.fidelity", "compass.q_lr", "compass.q_sr", "psnr_y", "ssim_y")
 START = {
@@ -210,7 +211,7 @@ def sample_document() -> Document:
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path):
-    text = sample_document().save(tmp_path).read_text()
+    text = write(sample_document(), tmp_path).read_text()
     page = Page()
     page.feed(text)
     assert page.open == []
@@ -226,7 +227,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path):
 
 
 def test_the_markdown_twin_shows_the_same(tmp_path: Path):
-    sample_document().save(tmp_path)
+    write(sample_document(), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "> **Does not hold.** It **does not**." in text
     assert "| a\\|b | 1.0 [0.5, 1.5] |" in text
@@ -283,7 +284,7 @@ def test_a_log_has_its_costs_on_every_row(tmp_path: Path):
 def test_the_report_says_what_it_must(tmp_path: Path):
     run = read_run(run_folder(tmp_path / "run"))
     document = oars_document(run, run.roles(), scores(GOOD), {**RECORD, "seen": True}, seconds=12.0)
-    document.save(run.folder)
+    write(document, run.folder)
     text = (run.folder / "report.md").read_text()
     assert "The claim holds on these 4 photographs" in text
     assert (
