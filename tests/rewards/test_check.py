@@ -38,6 +38,8 @@ def failed(report: CheckReport) -> set[str]:
     "spec",
     [
         "psnr_y",
+        "psnr_chroma",
+        "appearance",
         "ssim_y",
         {"name": "ms_ssim", "scales": 3},
         "structure_texture",
@@ -196,7 +198,9 @@ def test_pictures_are_photographs() -> None:
 
 def test_every_weightless_built_in_is_linted_here() -> None:
     weightless = {row["name"] for row in rewards.listing() if row["origin"] == "built-in" and row["weights"] == "none"}
-    assert weightless == {"psnr_y", "ssim_y", "ms_ssim", "structure_texture", "random"}
+    assert weightless == {
+        "psnr_y", "psnr_chroma", "ssim_y", "ms_ssim", "structure_texture", "appearance", "random"
+    }  # fmt: skip
 
 
 def test_realsr_r1_is_told_text_record_and_tags() -> None:
