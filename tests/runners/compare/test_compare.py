@@ -491,9 +491,7 @@ def test_compare_runs_resumes_and_reports(tmp_path: Path, capsys, monkeypatch: p
     assert first.groupby(["metric", "photograph", "crop"])["value"].nunique().eq(1).all()
     record = json.loads((out / "cells" / "nft_seed_0" / "run" / "run.json").read_text())
     assert record["complete"]
-    monkeypatch.setattr(
-        "srgym.runners.report.comparison_report.write_compare_report", lambda folder: folder / "report.html"
-    )
+    monkeypatch.setattr("srgym.runners.compare.comparison.write_compare_report", lambda folder: folder / "report.html")
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a finished cell was run again"))
     assert main(command) == 0
     assert "3 runs, 3 of them done already" in capsys.readouterr().out
