@@ -127,6 +127,7 @@ def _weights(reward: str, given: str | Path | None) -> Path:
 @register_reward(
     "lite0_features", differentiable=True, range=(-3.0, 1.0), licence=_LICENCE, weights=_WEIGHTS,
     variant="LPIPS's construction on EfficientNet-Lite0, unweighted; NOT LPIPS",
+    purpose="perceptual",
 )  # fmt: skip
 class Lite0Features(nn.Module):
     """1 - the distance of features at each place: LPIPS's construction on EfficientNet-Lite0, and not LPIPS.
@@ -157,6 +158,7 @@ class Lite0Features(nn.Module):
 @register_reward(
     "lite0_statistics", differentiable=True, range=(-1.0, 1.0), licence=_LICENCE, weights=_WEIGHTS,
     variant="DISTS's construction on EfficientNet-Lite0, unweighted; NOT DISTS",
+    purpose="perceptual", kin=("lite0_features",),
 )  # fmt: skip
 class Lite0Statistics(nn.Module):
     """How alike features are as wholes: DISTS's construction on EfficientNet-Lite0, and not DISTS.

@@ -21,7 +21,7 @@ _SCALES_FIT = 256
 
 @register_reward(
     "ssimulacra2", range=(-float("inf"), 100.0), licence="BSD-3-Clause (ssimulacra2)",
-    variant="ssimulacra2 (PyPI), 8 bits; sides under 256 pixels are mirrored up to 256",
+    variant="ssimulacra2 (PyPI), 8 bits; sides under 256 pixels are mirrored up to 256", purpose="perceptual",
 )  # fmt: skip
 class SSIMULACRA2:
     """SSIMULACRA 2 (Sneyers 2023): multi-scale structure in XYB, with its artefacts, weighed for compression.
@@ -44,7 +44,7 @@ class SSIMULACRA2:
 
 @register_reward(
     "flip", range=(0.0, 1.0), licence="BSD-3-Clause (flip-evaluator)",
-    variant="1 - mean LDR-FLIP of flip-evaluator, 67 pixels per degree, 8 bits",
+    variant="1 - mean LDR-FLIP of flip-evaluator, 67 pixels per degree, 8 bits", purpose="perceptual",
 )  # fmt: skip
 class FLIP:
     """1 - LDR-FLIP (Andersson et al. 2020): what is seen to change when one picture is flipped for the other.
