@@ -47,6 +47,7 @@ def _energies(plane: Tensor, window: int | None, bands: int) -> Tensor:
 @register_reward(
     "appearance", range=(0.0, 1.0), differentiable=True, colour_space="Y, B - Y and R - Y of BT.601, full swing",
     variant="windows of 16 pixels, 3 octaves of luma and 2 of colour",
+    purpose="perceptual", kin=("compass", "finpercep",),
 )  # fmt: skip
 def appearance(sr: Tensor, hr: Tensor, window: int | None = 16, bands: int = 3, floor: float = 2 / 255) -> Tensor:
     """As much detail of each scale in each place as the ground truth has.

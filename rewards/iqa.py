@@ -5,13 +5,13 @@ total is negative and the component `distance` is the metric's own number. pyiqa
 first made.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srgym.rewards.base import Incompatible, follow
+from srgym.rewards.backbones import require_package
+from srgym.rewards.base import follow
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.registry import register_reward
 
@@ -38,13 +38,7 @@ class _Metric:
     one_by_one = False
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("pyiqa") is None:
-            raise Incompatible(
-                f"reward '{self.name}' needs the package pyiqa, which isn't installed; bring it with\n"
-                f'  pip install "srgym[iqa]"\n(its licence allows non-commercial use only)'
-            )
-        import pyiqa
-
+        pyiqa = require_package(self.name, "pyiqa", "iqa", "\n(its licence allows non-commercial use only)")
         try:
             self.network = pyiqa.create_metric(self.metric, device=torch.device("cpu"), as_loss=False, **self.options)
         except OSError as error:  # no network, or an offline hub
@@ -83,7 +77,10 @@ class _Metric:
         return score.reshape(len(batch)).float()
 
 
-@register_reward("niqe", range=(-100.0, 0.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa niqe, Y of YCbCr")
+@register_reward(
+    "niqe", range=(-100.0, 0.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa niqe, Y of YCbCr",
+    purpose="perceptual",
+)  # fmt: skip
 class NIQE(_Metric):
     """Minus NIQE (Mittal et al. 2013): distance from natural-scene statistics."""
 
@@ -93,14 +90,20 @@ class NIQE(_Metric):
     least_side = 96
 
 
-@register_reward("musiq", range=(0.0, 100.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa musiq, KonIQ-10k")
+@register_reward(
+    "musiq", range=(0.0, 100.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa musiq, KonIQ-10k",
+    purpose="perceptual", kin=("KonIQ-10k",),
+)  # fmt: skip
 class MUSIQ(_Metric):
     """MUSIQ (Ke et al. 2021): multi-scale image quality transformer."""
 
     metric = "musiq"
 
 
-@register_reward("maniqa", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa maniqa-pipal, PIPAL")
+@register_reward(
+    "maniqa", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa maniqa-pipal, PIPAL",
+    purpose="perceptual", kin=("PIPAL",),
+)  # fmt: skip
 class MANIQA(_Metric):
     """MANIQA (Yang et al. 2022): multi-dimension attention for no-reference quality."""
 
@@ -109,21 +112,30 @@ class MANIQA(_Metric):
     one_by_one = True
 
 
-@register_reward("clipiqa", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa clipiqa, CLIP RN50")
+@register_reward(
+    "clipiqa", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa clipiqa, CLIP RN50",
+    purpose="perceptual",
+)  # fmt: skip
 class CLIPIQA(_Metric):
     """CLIP-IQA (Wang et al. 2023): "good photo" against "bad photo" in CLIP."""
 
     metric = "clipiqa"
 
 
-@register_reward("topiq_nr", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa topiq_nr, KonIQ-10k")
+@register_reward(
+    "topiq_nr", range=(0.0, 1.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa topiq_nr, KonIQ-10k",
+    purpose="perceptual", kin=("KonIQ-10k",),
+)  # fmt: skip
 class TOPIQ(_Metric):
     """TOPIQ without reference (Chen et al. 2024): top-down semantics to distortions."""
 
     metric = "topiq_nr"
 
 
-@register_reward("liqe", range=(1.0, 5.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa liqe, KonIQ-10k")
+@register_reward(
+    "liqe", range=(1.0, 5.0), licence=_LICENCE, weights=_WEIGHTS, variant="pyiqa liqe, KonIQ-10k",
+    purpose="perceptual", kin=("KonIQ-10k",),
+)  # fmt: skip
 class LIQE(_Metric):
     """LIQE (Zhang et al. 2023): quality by vision-language correspondence."""
 

@@ -21,6 +21,8 @@ _NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
     licence="Apache-2.0 (code), MIT (alpha, beta)",
     weights="VGG16 of torchvision (vgg16-397923af.pth); alpha and beta come with torchmetrics",
     variant="torchmetrics",
+    purpose="perceptual",
+    kin=("KADID-10k",),
 )
 class DISTS(nn.Module):
     """1 - DISTS (Ding et al. 2020): deep image structure and texture similarity.
@@ -61,6 +63,8 @@ class DISTS(nn.Module):
     licence="Apache-2.0 (code), BSD-2-Clause (heads)",
     weights="AlexNet of torchvision (alexnet-owt-7be5be79.pth), or VGG16, SqueezeNet; heads come with torchmetrics",
     variant="torchmetrics, version 0.1, alex",
+    purpose="perceptual",
+    kin=("BAPPS",),
 )
 class LPIPS(nn.Module):
     """1 - LPIPS (Zhang et al. 2018): learned perceptual image patch similarity.

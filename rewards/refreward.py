@@ -19,7 +19,12 @@ __all__ = ["RefReward", "ranking_reward", "ranking_rewards"]
 _SERVED = "http://127.0.0.1:8002"
 
 
-@register_reward("refreward", range=(0.0, 1.0), weights="a judge served by `srgym serve refreward --model PATH`")
+@register_reward(
+    "refreward",
+    range=(0.0, 1.0),
+    weights="a judge served by `srgym serve refreward --model PATH`",
+    purpose="perceptual",
+)
 class RefReward:
     """RefReward-SR: a multimodal judge of SR against its LR reference, R = ((c + n) / 2 - 1) / 4.
 

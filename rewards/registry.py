@@ -5,7 +5,7 @@ Nothing here imports torch until a reward is made, so that listing them is insta
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +54,8 @@ def register_reward(
     variant: str = "",
     unit: str = "",
     colour_space: str = "RGB",
+    purpose: str = "",
+    kin: Iterable[str] = (),
 ) -> Callable[[_Target], _Target]:
     """Make a reward known by name. Decorates a function `(sr, ...)`, or a class whose instances are called so.
 
@@ -68,6 +70,8 @@ def register_reward(
         licence, weights: told in the listing; "not stated" where another package's reward has no licence.
         variant: what its numbers must be quoted with, such as a training set.
         unit: of its numbers. colour_space: what of the image it looks at.
+        purpose: "fidelity" or "perceptual", where it is a judge of one of these.
+        kin: the rewards and data sets that it was trained on or labels, so that no report takes it for independent.
 
     Raises:
         ValueError: when another reward has the name.
@@ -87,6 +91,8 @@ def register_reward(
             variant=variant,
             unit=unit,
             colour_space=colour_space,
+            purpose=purpose,
+            kin=frozenset(kin),
         )
         holder = BUILTIN[name].path if name in BUILTIN else None
         if name in REWARDS.registered:

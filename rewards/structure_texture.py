@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     constant: float
 
 
-@register_reward("structure_texture", differentiable=True, range=(-1 / 3, 1.0))
+@register_reward("structure_texture", differentiable=True, range=(-1 / 3, 1.0), purpose="perceptual", kin=("compass",))
 def structure_texture(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
     """Structure and texture similarity to the ground truth on a fixed filter bank, without weights.
 

@@ -102,6 +102,9 @@ def at_the_top(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_pickled_and_no_remote_code_is_trusted(path):
     text = path.read_text()
+    if path == ROOT / "rewards" / "backbones.py":  # the one reader of weights that others published, tensors alone
+        assert text.count("torch.load(") == 1
+        text = text.replace('torch.load(path, map_location="cpu", weights_only=True)', "")
     assert not re.search(
         r"^\s*(import|from) pickle|torch\.(save|load)\(|trust_remote_code\s*=\s*True", text, re.MULTILINE
     )

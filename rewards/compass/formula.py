@@ -70,6 +70,7 @@ def group_median(value: Tensor, valid: Tensor, group: Tensor) -> Tensor:
     differentiable=True,  # with the compact scorer; an instance says of itself
     range=(-0.452, 5.0),
     weights="the compact scorer ships with the package; an MLLM is served by `srgym serve compass --model PATH`",
+    purpose="perceptual",
 )
 class Compass:
     """OARS's reward: fidelity-weighted input quality plus a gated perceptual gain.

@@ -22,6 +22,7 @@ _TOTALS = ("score", "global_map")
     differentiable=True,
     range=(0.0, 1.0),
     weights="a compact model ships with the package; or a folder of your own",
+    purpose="perceptual",
 )
 class FinPercep:
     """FinPercep-RM: a perceptual score steered by a map of the image's faults.

@@ -31,6 +31,7 @@ MIXES: dict[str, dict[str, Any]] = {
     group=True,
     range=(0.0, 4.0),
     weights="a judge served by `srgym serve judge --model PATH`; none for metrics that need none",
+    purpose="perceptual",
 )
 class RealSRR1:
     """RealSR-R1: a text's format, its account of degradation and content, and a judge of the image, summed.

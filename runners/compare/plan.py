@@ -10,9 +10,10 @@ from typing import Any
 
 from srgym.agents.base import Agent
 from srgym.agents.registry import AGENTS, agent_class
+from srgym.rewards.kin import independent
 from srgym.runners.compare.executor import Cell
 from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
-from srgym.runners.run.overrides import defaults, merge_known, sweep, take_values, words
+from srgym.runners.run.overrides import defaults, merge_known, sweep, take_values
 
 __all__ = ["Entry", "Plan", "make_plan", "tuned_plan"]
 
@@ -61,7 +62,7 @@ class Plan:
 
     Attributes:
         arguments: the command line. settings: of `configs/compare.yaml`, complete. fixed: overrides of all runs.
-        metrics: labels to reward specifications, the trained ones first; held_out: those that nothing is trained on.
+        metrics: labels to reward specifications, the trained ones first; held_out: those that are kin to none of these.
         starts: the cells that others start from. trials: of the search, by entry; cells: the others.
     """
 
@@ -291,17 +292,17 @@ def _budget(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics(settings: Mapping[str, Any], entries: Sequence[Entry]) -> tuple[dict[str, Any], list[str]]:
-    """Every entry's reward under its label, then the metrics; and which of these nothing is trained on."""
+    """Every entry's reward under its label, then the metrics; and which of these are kin to no reward."""
     metrics: dict[str, Any] = {}
     for entry in entries:
         spec = dict(entry.stage.sections["reward"])
         if metrics.setdefault(entry.reward, spec) != spec:
             raise ConfigError(f"'{entry.label}' is trained on another '{entry.reward}' than an entry before it")
-    used = {*metrics, *(word for spec in metrics.values() for word in words(spec))}
+    trained = list(metrics.values())
     asked = settings["metrics"]
     pairs = asked.items() if isinstance(asked, Mapping) else ((_metric_label(spec), spec) for spec in asked)
     added = {label: spec for label, spec in pairs if label not in metrics}
-    return {**metrics, **added}, [label for label in added if label not in used]
+    return {**metrics, **added}, [label for label, spec in added.items() if independent(spec, trained)]
 
 
 def _metric_label(spec: Any) -> str:

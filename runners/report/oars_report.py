@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 from srgym import policies
 from srgym.envs import SRTask
 from srgym.policies.base import FlowPolicy
+from srgym.rewards.kin import independent, independent_judges, installed_judges
 from srgym.runners.measure.evaluation import (
     Evaluation,
     draw,
@@ -90,7 +91,9 @@ def _test_changes(env: Mapping[str, Any], changes: Mapping[str, Any] | None) -> 
 
 
 def _held_out(metrics: Sequence[Any] | None) -> dict[str, Any]:
-    return {_label(metric): metric for metric in (HELD_OUT if metrics is None else metrics)}
+    if metrics is None:  # SSIMULACRA 2 takes a fifth of a second an image: only for those who ask
+        metrics = [*HELD_OUT, *(judge for judge in installed_judges() if judge != "ssimulacra2")]
+    return {_label(metric): metric for metric in metrics}
 
 
 def write_oars_report(
@@ -111,7 +114,8 @@ def write_oars_report(
         run_dir: the run's folder, with `run.json` and `config.json`.
         env: what changes in the run's env section for the test; by default the split "test", and of a source
             without splits nothing, which the report then warns of.
-        metrics: metrics never trained on, besides the rewards of the run; by default `HELD_OUT`.
+        metrics: metrics never trained on, besides the rewards of the run; by default `HELD_OUT`,
+            and the judges that are installed.
         roles: `sft`, `final` and `control` by stage name, where they can't be told from the stages.
         steps: of the sampler; by default the last stage's `runner.eval_steps`.
         seeds: of the samples' noise.
@@ -187,8 +191,11 @@ def oars_document(
     stages = [name for name in ("base", *(stage.name for stage in run.stages)) if (frame["method"] == name).any()]
     rest = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
     used = {*run.rewards(), *run.trained_on()}
-    trained = [m for m in metric_names(frame) if any(m == label or m.startswith(f"{label}.") for label in used)]
-    held_out = [m for m in metric_names(frame) if m not in trained]
+    trained = _of(frame, used)
+    measured = {label: metric["reward"] for label, metric in record["metrics"].items() if label not in used}
+    witnesses = [label for label, metric in measured.items() if independent(metric, run.rewards().values())]
+    held_out = [m for m in _of(frame, witnesses) if m not in trained]
+    kin = [m for m in metric_names(frame) if m not in trained and m not in held_out]
     crops = len(frame[["photograph", "crop"]].drop_duplicates())
     document = Document(
         f"OARS: {run.tree.get('name', run.folder.name)}",
@@ -196,7 +203,7 @@ def oars_document(
         f"Seed {run.seed}; finished {run.record.get('ended', 'at an unknown time')}.",
     )
     if reward is not None:
-        document.add(*_verdicts(run, roles, frame, reward, start, [m for m in held_out if m in record["metrics"]]))
+        document.add(*_verdicts(run, roles, frame, reward, start, {m: measured[m] for m in held_out if m in measured}))
     if record.get("seen"):
         document.add(Callout("warning", "These are the contexts that were trained on: nothing here speaks of others."))
     pairs = _pairs(roles, start)
@@ -204,7 +211,8 @@ def oars_document(
         Heading("What changed"),
         Text(INTERVALS),
         difference_table(frame, pairs, trained, record, "What was trained on, and its parts. Bold: clear of zero."),
-        difference_table(frame, pairs, held_out, record, "Metrics never trained on. Bold: clear of zero."),
+        *([difference_table(frame, pairs, kin, record, "Kin to what was trained on: no witnesses.")] if kin else []),
+        difference_table(frame, pairs, held_out, record, "Independent of what was trained on. Bold: clear of zero."),
         Heading("Every stage, and what costs no reinforcement learning"),
         levels_table(frame, [*rest, *stages], _columns(frame, record), record, strong=[roles.final]),
         Text(f"Bicubic needs no policy; the mean prediction and the samples of fewer steps are those of **{start}**."),
@@ -217,18 +225,24 @@ def oars_document(
     return document
 
 
+def _of(frame: pd.DataFrame, labels: Collection[str]) -> list[str]:
+    """The metrics of the frame under these labels, and their components."""
+    return [m for m in metric_names(frame) if any(m == label or m.startswith(f"{label}.") for label in labels)]
+
+
 def _verdicts(
-    run: RunFolder, roles: Roles, frame: pd.DataFrame, reward: str, start: str, held_out: Sequence[str]
+    run: RunFolder, roles: Roles, frame: pd.DataFrame, reward: str, start: str, witnesses: Mapping[str, str]
 ) -> list[Block]:
     fidelity = present(frame, [f"{label}.fidelity" for label in run.rewards()])
-    _, callouts = claim(frame, reward, roles.final, start, roles.control, fidelity)
+    judges = independent_judges(witnesses, run.rewards().values())
+    _, callouts = claim(frame, reward, roles.final, start, roles.control, fidelity, judges)
     stages = {"base", *(stage.name for stage in run.stages)}
     baselines = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
     beside = against_baselines(frame, roles.final, baselines, reward)
     if beside:
         callouts.append(Callout("neutral", f"**{reward}**, {roles.final}. {beside}", "Without RL"))
     names = [stage.name for stage in run.stages if stage.name not in (start, *run.under_control())]
-    return [Heading("The claim"), *callouts, *alerts(frame, names, start, reward, held_out)]
+    return [Heading("The claim"), *callouts, *alerts(frame, names, start, reward, list(witnesses))]
 
 
 def _pairs(roles: Roles, start: str) -> list[tuple[str, str]]:

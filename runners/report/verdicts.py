@@ -43,13 +43,16 @@ def claim(
     start: str,
     control: str | None,
     fidelity: Sequence[str],
+    judges: Mapping[str, Sequence[str]],
 ) -> tuple[bool, list[Callout]]:
-    """Whether the final policy beats its start and the random-reward control without losing fidelity.
+    """Whether the final policy beats its start and the random-reward control, and no judge sees it fall.
 
     Args:
         metric: what was trained on, as it stands in the frame.
         final, start, control: methods of the frame.
         fidelity: metrics that must not fall significantly.
+        judges: independent metrics that mustn't either, by purpose (see `srgym.rewards.kin.independent_judges`);
+            without one of each purpose the claim isn't supported.
 
     Returns:
         Whether all of it holds, and a verdict for each part, the sum of it first.
@@ -62,7 +65,11 @@ def claim(
         parts.append((above.above_zero, text))
     else:
         parts.append((False, "There is no run with a random reward at the same budget, so no gain can be claimed."))
-    for name in fidelity:
+    for kind, names in judges.items():
+        if not names:
+            text = f"No {kind} metric was measured that is independent of what was trained on: no gain can be claimed."
+            parts.append((False, text))
+    for name in dict.fromkeys([*fidelity, *(name for names in judges.values() for name in names)]):
         change = difference(frame, final, start, name)
         ends = "not significantly lower" if not change.below_zero else "significantly lower"
         parts.append((not change.below_zero, f"**{name}**, {final} over {start}: {signed(change)}; {ends}."))
@@ -80,7 +87,7 @@ def _sum(holds: bool, final: str, start: str, metric: str, photographs: int) -> 
         return Callout(
             "good",
             f"**The claim holds {where}**: {final} raises {metric} over {start} and over the random-reward control, "
-            "and fidelity isn't significantly lower.",
+            "and neither fidelity nor an independent judge is significantly lower.",
         )
     return Callout("bad", f"**The claim does not hold {where}.** Which part of it fails is said below.")
 

@@ -94,6 +94,12 @@ def test_every_agent_and_seed_is_a_run_and_each_agent_has_a_control(tmp_path: Pa
     assert [cell.request["pictures"] for cell in plan.cells[:4]] == [4, 0, 0, 0]
 
 
+def test_what_labelled_a_reward_is_no_independent_metric(tmp_path: Path):
+    plan = make_plan(["agent=nft", "reward=compass", f"out={tmp_path}"])
+    assert {"appearance", "structure_texture"} <= set(plan.metrics)  # measured all the same
+    assert plan.held_out == ["psnr_y", "ssim_y", "psnr_chroma"]
+
+
 def test_what_was_said_of_a_reward_is_not_said_of_the_control(tmp_path: Path):
     plan = make_plan(["agent=nft", "agent.group_size=4", "reward=compass", "reward.gamma=5", f"out={tmp_path}"])
     agent, control = plan.cells[0].request["overrides"], plan.cells[-1].request["overrides"]

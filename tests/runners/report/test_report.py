@@ -27,7 +27,16 @@ from srgym.runners.report.summary import difference, level
 from srgym.runners.report.verdicts import alerts, claim
 from srgym.runners.report.writing import write
 
-PARTS = ("compass", "compass.fidelity", "compass.q_lr", "compass.q_sr", "psnr_y", "ssim_y")
+PARTS = (
+    "compass",
+    "compass.fidelity",
+    "compass.q_lr",
+    "compass.q_sr",
+    "psnr_y",
+    "ssim_y",
+    "lite0_features",
+    "appearance",
+)
 START = {
     "compass": 2.6,
     "compass.fidelity": 0.8,
@@ -35,6 +44,8 @@ START = {
     "compass.q_sr": 2.9,
     "psnr_y": 25.0,
     "ssim_y": 0.7,
+    "lite0_features": 0.5,
+    "appearance": 0.6,
 }
 
 
@@ -59,9 +70,11 @@ def scores(
     return pd.DataFrame(rows, columns=["method", "photograph", "crop", "metric", "value", "valid", "seed"])
 
 
+JUDGES = {"fidelity": ["psnr_y"], "perceptual": ["lite0_features"]}
 GOOD = {
     "bicubic": {"psnr_y": -0.5, "compass": -0.4}, "base": {"compass": -0.2}, "cold_start": {},
-    "full_reference": {"compass": 0.1}, "oars": {"compass": 0.2, "compass.q_sr": 0.3},
+    "full_reference": {"compass": 0.1},
+    "oars": {"compass": 0.2, "compass.q_sr": 0.3, "psnr_y": 0.1, "lite0_features": 0.05},
     "random": {"compass": -0.05}, "random_oars": {"compass": 0.01},
 }  # fmt: skip
 
@@ -99,7 +112,7 @@ def run_folder(path: Path) -> Path:
 
 RECORD: dict[str, Any] = {
     "metrics": {name: {"reward": name, "unit": "dB" if name == "psnr_y" else "", "variant": "v", "colour_space": "RGB",
-                       "weights": "none"} for name in ("compass", "psnr_y", "ssim_y")},
+                       "weights": "none"} for name in ("compass", "psnr_y", "ssim_y", "lite0_features", "appearance")},
     "methods": {"oars": {"kind": "samples", "steps": 6, "colour_fix": "none"}},
 }  # fmt: skip
 
@@ -132,9 +145,9 @@ def test_levels_and_differences_are_paired_by_crop_and_averaged_over_noise():
 
 
 def test_the_claim_holds_when_every_part_of_it_does():
-    holds, said = claim(scores(GOOD), "compass", "oars", "cold_start", "random_oars", ["compass.fidelity"])
+    holds, said = claim(scores(GOOD), "compass", "oars", "cold_start", "random_oars", ["compass.fidelity"], JUDGES)
     assert holds
-    assert [callout.kind for callout in said] == ["good"] * 4
+    assert [callout.kind for callout in said] == ["good"] * 6
     assert "The claim holds on these 4 photographs" in said[0].text
 
 
@@ -144,11 +157,12 @@ def test_the_claim_holds_when_every_part_of_it_does():
         ({"oars": {}}, "oars over cold_start"),
         ({"random_oars": {"compass": 0.25}}, "oars over the random-reward control random_oars"),
         ({"oars": {"compass": 0.2, "compass.fidelity": -0.1}}, "**compass.fidelity**"),
+        ({"oars": {"compass": 0.2, "lite0_features": -0.1}}, "**lite0_features**"),
     ],
 )
 def test_the_claim_fails_plainly_with_any_part_of_it(changes: dict[str, dict[str, float]], failing: str):
     holds, said = claim(
-        scores({**GOOD, **changes}), "compass", "oars", "cold_start", "random_oars", ["compass.fidelity"]
+        scores({**GOOD, **changes}), "compass", "oars", "cold_start", "random_oars", ["compass.fidelity"], JUDGES
     )
     assert not holds
     assert "The claim does not hold" in said[0].text
@@ -157,13 +171,20 @@ def test_the_claim_fails_plainly_with_any_part_of_it(changes: dict[str, dict[str
 
 
 def test_without_a_control_nothing_is_claimed():
-    holds, said = claim(scores(GOOD), "compass", "oars", "cold_start", None, [])
+    holds, said = claim(scores(GOOD), "compass", "oars", "cold_start", None, [], JUDGES)
     assert not holds
     assert any("no run with a random reward" in callout.text for callout in said)
 
 
+@pytest.mark.parametrize("kind", ["fidelity", "perceptual"])
+def test_without_an_independent_judge_of_either_kind_nothing_is_claimed(kind: str):
+    holds, said = claim(scores(GOOD), "compass", "oars", "cold_start", "random_oars", [], {**JUDGES, kind: []})
+    assert not holds
+    assert any(f"No {kind} metric was measured that is independent" in callout.text for callout in said)
+
+
 def test_one_photograph_supports_no_claim():
-    holds, said = claim(scores(GOOD, photographs=1), "compass", "oars", "cold_start", "random_oars", [])
+    holds, said = claim(scores(GOOD, photographs=1), "compass", "oars", "cold_start", "random_oars", [], JUDGES)
     assert not holds
     assert "there is no interval from 1 photograph" in said[1].text
 
@@ -287,11 +308,12 @@ def test_the_report_says_what_it_must(tmp_path: Path):
     write(document, run.folder)
     text = (run.folder / "report.md").read_text()
     assert "The claim holds on these 4 photographs" in text
-    assert (
-        "> **Without RL.** **compass**, oars. Over the best that costs no reinforcement learning (bicubic): +0.6"
-        in text
-    )
+    beside = "> **Without RL.** **compass**, oars. Over the best that costs no reinforcement learning (bicubic): "
+    assert 0.58 < float(text.split(beside)[1].split()[0]) < 0.62  # 0.2 and 0.4, but for the noise
     assert "oars − cold_start" in text
+    kin, witnesses = (text.split(caption)[0].split("\n\n")[-2] for caption in ("Kin to what", "Independent of what"))
+    assert "appearance" in kin and "lite0_features" not in kin
+    assert "lite0_features" in witnesses and "appearance" not in witnesses
     assert "oars − random_oars" in text
     assert "| psnr_y (dB) |" in text
     assert "| bicubic |" in text
@@ -329,7 +351,7 @@ def test_write_report_evaluates_and_writes(tmp_path: Path, tiny_policy: Any):
     text = (folder / "report.md").read_text()
     assert "The claim does not hold on these 4 photographs" in text
     assert "| ssim_y | 0.000 |" in text  # the same images: no spread to make an interval of
-    assert "Metrics never trained on" in text
+    assert "Independent of what was trained on" in text
     (panel, *_) = sorted((folder / "report_files").glob("panel_*.png"))
     assert Image.open(panel).size == (5 * 64 + 4 * 6, 64)  # LR, base, SFT, final, HR
 
