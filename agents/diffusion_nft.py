@@ -151,10 +151,10 @@ class DiffusionNFT(Agent):
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
-        self.stats = found.stats
+        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        self.stats = groups.stats
         samples = rollout.select("x0", "cond")
-        keep, advantage = (column[found.own].to(samples["x0"].device) for column in (found.keep, found.advantage))
+        keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
         kept = keep.nonzero().flatten()
         seed = rollout["seed"][kept]
         times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)

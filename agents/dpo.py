@@ -187,11 +187,11 @@ class DPO(Agent):
             seed = rollout["seed"]
             self.stats = {"pairs": float(count)}
         else:
-            found = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
+            groups = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
             top = self.top if self.pairs == "top_n" else None
-            pairs = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap)
-            pairs = pairs.within(found.own, self.group_size)
-            self.stats = found.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
+            pairs = pair_up(groups.score, groups.keep, self.group_size, top=top, min_gap=self.min_gap)
+            pairs = pairs.within(groups.own, self.group_size)
+            self.stats = groups.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
             x0, seeds = rollout["x0"], rollout["seed"]
             context, other, weight = (column.to(x0.device) for column in (pairs.win, pairs.lose, pairs.weight))
             win, lose = x0[context], x0[other]

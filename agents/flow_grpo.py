@@ -150,13 +150,13 @@ class FlowGRPO(Agent):
         return replace(self._plan, window=(drawn, self.window))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
-        advantage = found.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
-        keep = found.keep & (advantage != 0)
+        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        advantage = groups.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+        keep = groups.keep & (advantage != 0)
         part = (keep.cumsum(0) - 1) % self.updates_per_iteration  # dealt out over the samples of all groups
-        part, keep, advantage = (column[found.own].to(rollout["x0"].device) for column in (part, keep, advantage))
+        part, keep, advantage = (column[groups.own].to(rollout["x0"].device) for column in (part, keep, advantage))
         kept = keep.nonzero().flatten()
-        self.stats = found.stats | {"samples_without_advantage": float(found.keep[found.own].sum()) - len(kept)}
+        self.stats = groups.stats | {"samples_without_advantage": float(groups.keep[groups.own].sum()) - len(kept)}
         start, length = self.sampling.window or (0, self.sampling.steps)
         self._first = True
         if self.guard:

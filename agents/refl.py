@@ -97,8 +97,8 @@ class REFL(Agent):
             x0 = self._estimate(x, cond, times, self.steps - 1 - noise.integers(late))
         else:
             x0 = self._integrate(x, cond, times)
-        given = {name: batch[name] for name in ("lr", "hr", "index") if batch.get(name, None) is not None}
-        scored = self.reward(self.policy.decode(x0, cond), **given)
+        context = {name: batch[name] for name in ("lr", "hr", "index") if batch.get(name, None) is not None}
+        scored = self.reward(self.policy.decode(x0, cond), **context)
         each = refl_loss(torch.where(scored.valid, scored.total, 0.0), self.ceiling)
         # An invalid row counts as a row without a loss, so that the mean doesn't depend on how the batch was cut.
         terms = {

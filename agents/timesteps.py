@@ -48,7 +48,7 @@ def schedule_steps(seed: Tensor, steps: int, share: float) -> Tensor:
     Returns:
         int64 [N, S], S = `share_of_steps`: the beginning of a permutation of 0..T-1 for each sample.
     """
-    chosen = share_of_steps(steps, share)
+    count = share_of_steps(steps, share)
     if not len(seed):
-        return torch.zeros(0, chosen, dtype=torch.int64)
-    return Noise(derive_seeds(0, 0, seed, stream="timesteps")).permutation(steps)[:, :chosen]
+        return torch.zeros(0, count, dtype=torch.int64)
+    return Noise(derive_seeds(0, 0, seed, stream="timesteps")).permutation(steps)[:, :count]

@@ -137,8 +137,8 @@ class FolderSource(Source):
             return [whole(height, width, scale)]
         if self._options.split == "train":
             return [None] * self._options.crops
-        found = tiles(height // scale, width // scale, size // scale, self._options.crops)
-        return [_enlarged(tile, scale) for tile in found]
+        windows = tiles(height // scale, width // scale, size // scale, self._options.crops)
+        return [_enlarged(tile, scale) for tile in windows]
 
     def __len__(self) -> int:
         return self._ends[-1]

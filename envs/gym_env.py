@@ -11,7 +11,15 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from srgym.envs.rendering import panels, pixels
-from srgym.envs.spaces import RewardSpec, SourceSpec, action_space, build_task, observation_space, read_actions, told
+from srgym.envs.spaces import (
+    RewardSpec,
+    SourceSpec,
+    action_space,
+    build_task,
+    numpy_reward,
+    observation_space,
+    read_actions,
+)
 from srgym.envs.task import Context
 
 __all__ = ["SuperResolutionEnv"]
@@ -120,7 +128,7 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
             "valid": bool(scored.valid[0]),
             "components": {name: value for name, value in parts.items() if math.isfinite(value)},
         }
-        reward = float(told(scored.total, self._invalid_reward)[0])
+        reward = float(numpy_reward(scored.total, self._invalid_reward)[0])
         return self._observation(self._context), reward, True, False, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:

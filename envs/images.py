@@ -173,8 +173,8 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    found: int = image.getexif().get(_ORIENTATION, 1)
-    return found
+    orientation: int = image.getexif().get(_ORIENTATION, 1)
+    return orientation
 
 
 def _rgb(image: Image.Image, info: dict[str | tuple[int, int], Any], path: Path) -> npt.NDArray[np.uint8]:

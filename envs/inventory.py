@@ -49,17 +49,17 @@ def by_name(files: Sequence[Path], root: Path, suffix: str = "") -> dict[str, Pa
     Raises:
         ValueError: when two files have one name; which of them is meant can't be told.
     """
-    found: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for path in files:
         relative = path.relative_to(root)
         name = unicodedata.normalize("NFC", relative.parent.joinpath(relative.stem).as_posix())
         name = name.removesuffix(suffix) if name.endswith(suffix) else f"<{name}>"
-        if name in found:
+        if name in named:
             raise ValueError(
-                f"expected one file named '{name}' in {root}, got {found[name]} and {path}: which is meant?"
+                f"expected one file named '{name}' in {root}, got {named[name]} and {path}: which is meant?"
             )
-        found[name] = path
-    return found
+        named[name] = path
+    return named
 
 
 def match(lr: Mapping[str, _V], hr: Mapping[str, _V]) -> tuple[dict[str, tuple[_V, _V]], dict[str, str]]:

@@ -170,7 +170,7 @@ class Preferences(Source):
                 raise ValueError(
                     f"{self.path}: expected one scale for all pairs, got {scale} and, in '{row.name}', {other}"
                 )
-        return scale, size if all(one == size for _, one in sizes) else None
+        return scale, size if all(other == size for _, other in sizes) else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -190,13 +190,13 @@ class Preferences(Source):
     def pair(self, index: int) -> Preference:
         """Pair number `index`, whole."""
         row = self._rows[self._place(index)]
-        lr, win, lose = (_image(one, row.name) for one in row.images)
+        lr, win, lose = (_image(image, row.name) for image in row.images)
         return Preference(row.id, lr, win, lose, row.prompt, row.gap)
 
     def pairs(self, index: Tensor) -> TensorDict:
         """What offline DPO needs beside contexts: index int64 [N] to TensorDict [N] of `win`, `lose` [N, 3, H, W]."""
-        found = {int(i): self.pair(int(i)) for i in index.unique()}  # type: ignore[no-untyped-call]
-        images = {part: torch.stack([getattr(found[int(i)], part) for i in index]) for part in ("win", "lose")}
+        drawn = {int(i): self.pair(int(i)) for i in index.unique()}  # type: ignore[no-untyped-call]
+        images = {part: torch.stack([getattr(drawn[int(i)], part) for i in index]) for part in ("win", "lose")}
         return TensorDict(images, batch_size=[len(index)])
 
 
@@ -219,10 +219,11 @@ def _read_folder(folder: Path) -> list[_Row]:
             raise ValueError(
                 f"{folder}: pair '{name}' has no image in {' and '.join(lacking)}; a pair needs all of {PARTS}"
             )
-        told = known.get(name, {})
-        gap = told.get("gap")
+        entry = known.get(name, {})
+        gap = entry.get("gap")
         images = tuple(files[name] for files in parts)
-        rows.append(_Row(name, images, told.get("id") or name, told.get("prompt") or None, float(gap) if gap else None))  # type: ignore[arg-type]
+        label, prompt = entry.get("id") or name, entry.get("prompt") or None
+        rows.append(_Row(name, images, label, prompt, float(gap) if gap else None))  # type: ignore[arg-type]
     return rows
 
 

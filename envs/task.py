@@ -225,9 +225,9 @@ def _all(values: list[_T | None]) -> list[_T] | None:
     return present if len(present) == len(values) else None
 
 
-def _what_would_work(source: Source, reward: Reward, missing: Collection[str], given: Collection[str]) -> str:
+def _what_would_work(source: Source, reward: Reward, missing: Collection[str], provided: Collection[str]) -> str:
     """The sentence that names both sides, and what would go with each."""
-    fitting = [row["name"] for row in rewards() if set(row["needs"]) - {"group", "index"} <= set(given)]
+    fitting = [row["name"] for row in rewards() if set(row["needs"]) - {"group", "index"} <= set(provided)]
     able = [row["name"] for row in sources() if reward.needs - {"group", "index"} <= set(row["provides"])]
     ways = []
     if fitting:
@@ -238,7 +238,7 @@ def _what_would_work(source: Source, reward: Reward, missing: Collection[str], g
         ways.append("prompts=True")
     return (
         f"reward '{reward.name}' needs {_listed(missing)}, which the source '{source.name}' doesn't give: it gives "
-        f"{_listed(given)}" + (f"; take {', or '.join(ways)}" if ways else "")
+        f"{_listed(provided)}" + (f"; take {', or '.join(ways)}" if ways else "")
     )
 
 

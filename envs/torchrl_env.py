@@ -111,8 +111,8 @@ class SuperResolutionTorchEnv(EnvBase):
         valid = scored.valid.reshape(*self.batch_size, 1)
         if self._invalid_reward is not None:
             reward = torch.where(valid, reward, self._invalid_reward)
-        told = {**self._seen(self._context), "valid": valid, "reward": reward, **self._flags(True)}
-        return TensorDict(told, self.batch_size)
+        after = {**self._seen(self._context), "valid": valid, "reward": reward, **self._flags(True)}
+        return TensorDict(after, self.batch_size)
 
     def _seen(self, context: Context) -> dict[str, Any]:
         size = self.batch_size[1]

@@ -13,7 +13,15 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from srgym.envs.rendering import panels, pixels
-from srgym.envs.spaces import RewardSpec, SourceSpec, action_space, build_task, observation_space, read_actions, told
+from srgym.envs.spaces import (
+    RewardSpec,
+    SourceSpec,
+    action_space,
+    build_task,
+    numpy_reward,
+    observation_space,
+    read_actions,
+)
 from srgym.envs.task import Context
 from srgym.rewards.base import RewardOutput
 
@@ -122,7 +130,7 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
             raise ResetNeeded("an episode is one step: expected reset() of all groups before another step()")
         sr = read_actions(actions, (self.num_envs, *self.single_action_space.shape), self._device)
         scored = self.task.score(self._context, sr)
-        rewards = told(scored.total, self._invalid_reward)
+        rewards = numpy_reward(scored.total, self._invalid_reward)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         observation, info = self._observation(self._context), self._about(self._context, everyone)
         info |= self._scores(scored, everyone)

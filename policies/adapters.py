@@ -171,9 +171,9 @@ def copy(model: nn.Module, source: str, target: str, decay: float = 0.0) -> None
 
 
 @torch.no_grad()
-def equal(model: nn.Module, one: str, other: str) -> bool:
+def equal(model: nn.Module, adapter: str, other: str) -> bool:
     """Whether two adapters are the same bit for bit."""
-    return all(torch.equal(a, b) for a, b in _pair(model, one, other))
+    return all(torch.equal(a, b) for a, b in _pair(model, adapter, other))
 
 
 @contextlib.contextmanager

@@ -222,9 +222,9 @@ class FlowPolicy(nn.Module, ABC):
         """target <- decay * target + (1 - decay) * source, over adapters."""
         adapters.copy(self.core, source, target, decay)
 
-    def same_adapters(self, one: str, other: str) -> bool:
+    def same_adapters(self, adapter: str, other: str) -> bool:
         """Whether two adapters are equal bit for bit, so that one forward serves both."""
-        return not self.has_adapters or adapters.equal(self.core, one, other)
+        return not self.has_adapters or adapters.equal(self.core, adapter, other)
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The learner's parameters by name: the LoRA `default`, or all weights of a policy without adapters."""

@@ -34,9 +34,9 @@ def open_pipeline(path: str | Path, class_name: str, dtype: str, **components: A
             f"expected a {class_name} saved by diffusers in {folder}, which has no model_index.json; "
             "fetch the model's repository into a folder and give that as path"
         )
-    found = json.loads(index.read_text()).get("_class_name")
-    if found != class_name and not components:
-        raise ValueError(f"expected a {class_name} in {folder}, got a {found}")
+    named = json.loads(index.read_text()).get("_class_name")
+    if named != class_name and not components:
+        raise ValueError(f"expected a {class_name} in {folder}, got a {named}")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got '{dtype}'")
     import diffusers

@@ -56,8 +56,8 @@ def _with_lora(policy: FlowPolicy, adapter: str) -> adapters.LoraSettings:
     if policy.lora is None:
         raise ValueError(f"expected a policy with a LoRA, got a '{policy.name}' without")
     if adapter not in adapters.names(policy.core):
-        found = ", ".join(adapters.names(policy.core))
-        raise ValueError(f"no adapter '{adapter}': the policy has {found}")
+        held = ", ".join(adapters.names(policy.core))
+        raise ValueError(f"no adapter '{adapter}': the policy has {held}")
     return policy.lora
 
 

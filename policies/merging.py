@@ -119,7 +119,7 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
     folded = [read_lora(into, "ema")] if (into / "adapters.json").is_file() else []
     _check(learnt, weights)
     target = _copy_rest(into, weights, out)
-    return _merge_shards([(one, 1.0) for one in folded] + [(learnt, weight)], weights, target, out)
+    return _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
 
 
 # What is read

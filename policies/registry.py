@@ -1,11 +1,10 @@
 """Policies by name, and policies as saved."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srgym.registry import Registry, class_of
+from srgym.registry import Registry, Spec, class_of
 
 if TYPE_CHECKING:
     from srgym.policies.base import FlowPolicy
@@ -30,7 +29,7 @@ available = POLICIES.names
 policy_class = POLICIES.find
 
 
-def make(name: str | Mapping[str, Any], **options: Any) -> "FlowPolicy":
+def make(name: Spec, **options: Any) -> "FlowPolicy":
     """A policy by its name (see `available`), `module:Class` or `{"name": ..., **options}`.
 
     Raises:

@@ -30,7 +30,7 @@ def weight_folders() -> list[Path]:
     return [*folders, Path.home() / ".cache" / "srgym", Path(torch.hub.get_dir()) / "checkpoints"]
 
 
-def find_weights(reward: str, file: str, bring: str, given: str | Path | None = None) -> Path:
+def find_weights(reward: str, file: str, bring: str, named: str | Path | None = None) -> Path:
     """The file that holds a reward's weights.
 
     Args:
@@ -41,10 +41,10 @@ def find_weights(reward: str, file: str, bring: str, given: str | Path | None = 
     Raises:
         FileNotFoundError: naming the file, the places and the command.
     """
-    if given is not None:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"reward '{reward}': there is no file {given}, which was named as its weights")
-        return Path(given)
+    if named is not None:
+        if not Path(named).is_file():
+            raise FileNotFoundError(f"reward '{reward}': there is no file {named}, which was named as its weights")
+        return Path(named)
     places = weight_folders()
     for place in places:
         if (place / file).is_file():

@@ -90,15 +90,15 @@ class Reward:
             Incompatible: when a need isn't given, naming the reward and the argument.
             ValueError: for a context or a returned score of the wrong shape, naming the reward.
         """
-        given = {"lr": lr, "hr": hr, **context}
-        given = {key: value for key, value in given.items() if value is not None}
-        self._check_given(sr, given)
+        arguments = {"lr": lr, "hr": hr, **context}
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+        self._check_arguments(sr, arguments)
         sr = sr.float()
         finite = torch.isfinite(sr).flatten(1).all(1)
         rows = finite[:, None, None, None]
         # A broken image must neither crash the reward nor be scored; its row is blanked and marked invalid below.
         seen = torch.where(rows, sr, torch.zeros_like(sr))
-        wanted = {key: _to_float32(v) for key, v in given.items() if self._takes_all or key in self._accepts}
+        wanted = {key: _to_float32(v) for key, v in arguments.items() if self._takes_all or key in self._accepts}
         if isinstance(self.score, nn.Module):
             follow(self.score, sr.device)
         with full_precision(sr.device), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
@@ -135,22 +135,22 @@ class Reward:
             )
         return torch.as_tensor(fault).float().clamp(0, 1)
 
-    def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
+    def _check_arguments(self, sr: Tensor, arguments: Mapping[str, Any]) -> None:
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
             raise ValueError(f"{self.name}: expected sr as float [B, 3, H, W], got {sr.dtype} {tuple(sr.shape)}")
-        lacking = [key for key in sorted(self.needs) if key not in given]
-        if self.group and "group" not in given:
+        lacking = [key for key in sorted(self.needs) if key not in arguments]
+        if self.group and "group" not in arguments:
             lacking.append("group")
         if lacking:
             raise Incompatible(
                 f"reward '{self.name}' needs {_listed(lacking)}, which this call doesn't give; "
-                f"it was given {_listed(['sr', *given])}"
+                f"it was given {_listed(['sr', *arguments])}"
             )
-        if "hr" in given and given["hr"].shape != sr.shape:
+        if "hr" in arguments and arguments["hr"].shape != sr.shape:
             raise ValueError(
-                f"{self.name}: expected hr of the shape of sr, {tuple(sr.shape)}, got {tuple(given['hr'].shape)}"
+                f"{self.name}: expected hr of the shape of sr, {tuple(sr.shape)}, got {tuple(arguments['hr'].shape)}"
             )
-        for key, value in given.items():
+        for key, value in arguments.items():
             if key != "intermediate" and hasattr(value, "__len__") and len(value) != len(sr):
                 raise ValueError(f"{self.name}: expected {key} for {len(sr)} images, got {len(value)}")
 

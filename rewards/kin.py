@@ -49,8 +49,8 @@ def independent_judges(metrics: Mapping[str, Any], rewards: Iterable[Any]) -> di
         metrics: specifications by label. rewards: see `independent`.
     """
     trained = list(rewards)
-    found = {label: spec for label, spec in metrics.items() if independent(spec, trained)}
-    return {kind: [label for label, spec in found.items() if purpose(spec) == kind] for kind in PURPOSES if kind}
+    unrelated = {label: spec for label, spec in metrics.items() if independent(spec, trained)}
+    return {kind: [label for label, spec in unrelated.items() if purpose(spec) == kind] for kind in PURPOSES if kind}
 
 
 def purpose(metric: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srgym.registry import Registry, plain, quoted
+from srgym.registry import Registry, Spec, plain, quoted
 from srgym.rewards.builtin import BUILTIN
 from srgym.rewards.info import CONTEXT, RewardInfo, describe, takes_sr
 
@@ -131,7 +131,7 @@ def _info(name: str) -> RewardInfo:
         return RewardInfo(name, path, doc=f"can't be imported: {type(error).__name__}: {error}")
 
 
-def make(spec: "str | Mapping[str, Any] | Reward | Callable[..., Any]", **options: Any) -> "Reward":
+def make(spec: "Spec | Reward | Callable[..., Any]", **options: Any) -> "Reward":
     """Make a reward.
 
     Args:

@@ -99,8 +99,8 @@ def specimen(candidates: Tensor, hr: Tensor) -> Specimen:
 
 def _text(shown: tuple[str, ...]) -> str:
     """What a policy that reasons might write: right about what is shown, and about four of the eight steps."""
-    told = " and ".join(f"a {one}" for one in shown)
-    return "\n".join(f"<{name}>{text.format(shown=told)}</{name}>" for name, text in _SECTIONS)
+    things = " and ".join(f"a {thing}" for thing in shown)
+    return "\n".join(f"<{name}>{text.format(shown=things)}</{name}>" for name, text in _SECTIONS)
 
 
 def worse(image: Tensor, kind: str, step: float, seed: int = 0) -> Tensor:
@@ -124,7 +124,7 @@ def _noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: float, seed: int) -> Tensor:
-    return image if quality == 100 else torch.stack([_jpeg_one(one, int(quality)) for one in image])
+    return image if quality == 100 else torch.stack([_jpeg_one(picture, int(quality)) for picture in image])
 
 
 def _jpeg_one(image: Tensor, quality: int) -> Tensor:

@@ -5,12 +5,13 @@ better the input already is, the less fidelity may be lost for a gain in quality
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from srgym.registry import Spec
 from srgym.rewards.base import Incompatible, follow
 from srgym.rewards.registry import make, register_reward
 from srgym.rewards.scorers import Scorer, gradient_reaches, make_scorer
@@ -94,7 +95,7 @@ class Compass:
 
     def __init__(
         self,
-        scorer: "str | Mapping[str, Any] | Scorer" = "compact",
+        scorer: "Spec | Scorer" = "compact",
         mode: str = "non_reference",
         fidelity: Any = None,
         form: str = "compass",

@@ -57,23 +57,23 @@ def labels(record: Mapping[str, Any]) -> dict[str, str]:
 
 def describe(record: Mapping[str, Any]) -> str:
     """The degradation as a text that `parse` reads back: "First blur: heavy. First resize: light. ..."."""
-    found = labels(record)
-    return " ".join(f"{_ORDER[step[-1]]} {_NAMES[step[:-1]]}: {found[step]}." for step in STEPS)
+    words = labels(record)
+    return " ".join(f"{_ORDER[step[-1]]} {_NAMES[step[:-1]]}: {words[step]}." for step in STEPS)
 
 
 def parse(text: str) -> dict[str, str]:
     """The labels that a text gives, by step; a step that it leaves out, or gives more than once, isn't there."""
-    found: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     for order, name, label in _SENTENCE.findall(text):
         step = name.lower() + ("1" if order.lower() == "first" else "2")
-        found.setdefault(step, []).append(" ".join(label.lower().split()))
-    return {step: given[0] for step, given in found.items() if len(given) == 1}
+        answers.setdefault(step, []).append(" ".join(label.lower().split()))
+    return {step: alternatives[0] for step, alternatives in answers.items() if len(alternatives) == 1}
 
 
 def degradation_reward(text: str, record: Mapping[str, Any]) -> float:
     """The share of the eight steps whose label the text gives right, in [0, 1]."""
-    truth, said = labels(record), parse(text)
-    return sum(said.get(step) == truth[step] for step in STEPS) / len(STEPS)
+    truth, answers = labels(record), parse(text)
+    return sum(answers.get(step) == truth[step] for step in STEPS) / len(STEPS)
 
 
 def _label(step: str, drawn: Mapping[str, Any] | None) -> str:

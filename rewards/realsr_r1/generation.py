@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from srgym.registry import Spec
 from srgym.rewards.compass.mllm import seed_of
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import parse_object
@@ -44,7 +45,7 @@ class Judge:
 
     def __init__(
         self,
-        engine: "str | Mapping[str, Any] | Engine" = _SERVED,
+        engine: "Spec | Engine" = _SERVED,
         weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
         seed: int = 0,
         temperature: float = 0.0,

@@ -30,8 +30,8 @@ def understanding_reward(
     wanted = {" ".join(tag.lower().split()) for tag in tags} - {""}
     if not wanted:
         return None
-    found = (any(mentions(text, name, match) for name in (tag, *(synonyms or {}).get(tag, ()))) for tag in wanted)
-    return sum(found) / len(wanted)
+    mentioned = (any(mentions(text, name, match) for name in (tag, *(synonyms or {}).get(tag, ()))) for tag in wanted)
+    return sum(mentioned) / len(wanted)
 
 
 def mentions(text: str, name: str, match: str = "word") -> bool:

@@ -1,8 +1,9 @@
 """Who answers questions: served models, or a model in this process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from srgym.registry import Spec
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 
 __all__ = ["ENGINES", "Engine", "ask_locally", "make_engine"]
@@ -24,7 +25,7 @@ class Engine(Protocol):
         """(group, the answers to its questions in order), each group as soon as it is complete."""
 
 
-def make_engine(spec: "str | Mapping[str, Any] | Engine", *, model: str) -> Engine:
+def make_engine(spec: "Spec | Engine", *, model: str) -> Engine:
     """An engine.
 
     Args:

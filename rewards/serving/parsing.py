@@ -71,15 +71,15 @@ def parse_object(text: str) -> dict[str, Any]:
     """
     text = text[:LONGEST]
     tagged = _ANSWER.findall(text)
-    found = find_object(tagged[-1] if tagged else text)
+    json_text = find_object(tagged[-1] if tagged else text)
     try:
-        values = json.loads(found, parse_constant=_constant, object_pairs_hook=_unique)
+        values = json.loads(json_text, parse_constant=_constant, object_pairs_hook=_unique)
     except BadAnswer:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"expected JSON, got {_quote(found)}") from error
+        raise BadAnswer(f"expected JSON, got {_quote(json_text)}") from error
     if not isinstance(values, dict):
-        raise BadAnswer(f"expected a JSON object, got {_quote(found)}")
+        raise BadAnswer(f"expected a JSON object, got {_quote(json_text)}")
     return values
 
 

@@ -86,12 +86,12 @@ def match_folders(
     return FolderContexts(stems, inputs, truth, scale), images
 
 
-def _check_partners(one: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:
-    lonely = [f"{files[stem].name} in {one}" for stem in files if stem not in others]
+def _check_partners(folder: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:
+    lonely = [f"{files[stem].name} in {folder}" for stem in files if stem not in others]
     lonely += [f"{others[stem].name} in {other}" for stem in others if stem not in files]
     if lonely:
         more = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
-        raise ValueError(f"expected the same stems in {one} and {other}; without a partner: "
+        raise ValueError(f"expected the same stems in {folder} and {other}; without a partner: "
                          f"{', '.join(lonely[:_NAMED])}{more}")  # fmt: skip
 
 

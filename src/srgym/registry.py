@@ -13,10 +13,13 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "class_of", "plain", "quoted"]
+__all__ = ["Registry", "Spec", "class_of", "plain", "quoted"]
 
 # What makes a part: a class, or a function. `Registry[type[Agent]].find` gives a `type[Agent]`.
 Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+# How a user names a part: its name, or a mapping that holds the name under `name` and its options beside it.
+Spec = str | Mapping[str, Any]
 
 _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -32,7 +35,7 @@ class Registry(Generic[Maker]):
         group: the entry-point group of other packages' parts.
         builtin: `module:attribute` by name.
         aliases: short names of built-in parts.
-        given: arguments that whoever makes the part hands over, so that they are no options.
+        supplied: arguments that whoever makes the part hands over, so that they are no options.
         registered: parts that were registered in this process, by name.
     """
 
@@ -45,10 +48,10 @@ class Registry(Generic[Maker]):
         builtin: Mapping[str, str],
         *,
         aliases: Mapping[str, str] | None = None,
-        given: Collection[str] = (),
+        supplied: Collection[str] = (),
     ) -> None:
         self.noun, self.wanted, self.fits, self.group = noun, wanted, fits, group
-        self.builtin, self.aliases, self.given = dict(builtin), dict(aliases or {}), frozenset(given)
+        self.builtin, self.aliases, self.supplied = dict(builtin), dict(aliases or {}), frozenset(supplied)
         self.registered: dict[str, Maker] = {}
 
     @cached_property
@@ -136,7 +139,7 @@ class Registry(Generic[Maker]):
 
     def options(self, maker: Callable[..., Any]) -> dict[str, Any] | None:
         """The keyword arguments that a part takes, with their defaults (`inspect.Parameter.empty` where it must be
-        given), those of base classes too where it passes them on; None if it takes any.
+        supplied), those of base classes too where it passes them on; None if it takes any.
         """
         known: dict[str, Any] = {}
         for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
@@ -144,7 +147,7 @@ class Registry(Generic[Maker]):
                 continue
             parameters = inspect.signature(kind).parameters.values()
             for p in parameters:
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in self.given:
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in self.supplied:
                     known.setdefault(p.name, p.default)
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 return known
