@@ -21,7 +21,7 @@ class RunnerSettings:
         rollout_batch: samples drawn in one rollout; None: all at once. A memory knob too.
         lr, weight_decay, betas, clip: AdamW's, and the norm that gradients are clipped to.
         schedule, warmup: see `learning_rate`.
-        autocast: "bf16" or "off", for the policy's forwards alone.
+        autocast: "bf16", "off", or "auto" (bf16 where the device computes in it), for the policy's forwards alone.
         threads: torch's threads; None: one a core.
         device: "auto", "cpu", "cuda", ...
         parallel: "ddp" or "fsdp", where several processes share the run (see `srgym.runners.loop.distributed`).

@@ -25,6 +25,7 @@ from srgym.envs import SRTask
 from srgym.envs.operations import jpeg
 from srgym.policies import FlowPolicy, derive_seeds
 from srgym.policies.compact import CompactPolicy
+from srgym.precision import autocast_dtype
 from srgym.rewards.base import Incompatible
 from srgym.rewards.finpercep.heldout import held_out
 from srgym.rewards.finpercep.model import FinPercepRM
@@ -255,7 +256,8 @@ def _fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
         history = train(
             model, examples, steps=steps, weights=(settings.map, 1.0, 1.0), grade=settings.grade,
-            likelihood=settings.likelihood, lr=settings.lr, cosine=True, autocast=torch.bfloat16,
+            likelihood=settings.likelihood, lr=settings.lr, cosine=True,
+            autocast=autocast_dtype("auto", torch.device("cpu")),
         )  # fmt: skip
         model.save(folder / f"rm{stage}")
         last = history[-max(1, steps // 20) :]
