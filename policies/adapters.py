@@ -6,7 +6,6 @@ flips `requires_grad` between adapters, after which the learner trains nothing.
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from srgym.files import write_json
+from srgym.sealed import Damaged, check_shapes, read_object, read_tensors
 
 __all__ = [
     "ADAPTERS", "LoraSettings", "add", "add_snapshot", "copy", "deltas", "equal", "inject", "layers", "names",
@@ -213,6 +213,30 @@ def deltas(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return result
 
 
+def read_settings(folder: Path) -> tuple[LoraSettings, list[str]]:
+    """What `adapters.json` says: the adapters' settings, and their names.
+
+    Raises:
+        Damaged: where it says something else.
+    """
+    path = folder / "adapters.json"
+    described = read_object(path, {"rank": int, "alpha": (int, float), "adapters": list})
+    strings = {key: described.get(key, []) for key in ("targets", "exclude", "adapters")}
+    for key, held in strings.items():
+        if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+            raise Damaged(f"{path}: expected a list of names as '{key}', got {held!r:.80}")
+    for name in strings["adapters"]:
+        if not name.isidentifier():
+            raise Damaged(f"{path}: '{name}' is no name of an adapter")
+    try:
+        settings = LoraSettings(
+            described["rank"], described["alpha"], tuple(strings["targets"]), tuple(strings["exclude"])
+        )
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from error
+    return settings, strings["adapters"]
+
+
 def write(model: nn.Module, folder: Path, settings: LoraSettings) -> None:
     """Write adapters as `adapter_{name}.safetensors`, with `adapters.json` beside: where alpha is not the rank, LoRA
     tensors without their alpha are silently another model."""
@@ -231,25 +255,19 @@ def read(model: nn.Module, folder: Path, add_with: Any) -> None:
     """Read what `write` wrote; `add_with(settings)` puts fresh adapters on the model first.
 
     Raises:
-        ValueError: naming the first tensor that doesn't fit.
+        Damaged: naming the first tensor that doesn't fit, or the file that can't be read.
     """
-    from safetensors.torch import load_file
-
-    described = json.loads((folder / "adapters.json").read_text())
-    kept = described.pop("adapters")
-    targets, exclude = (tuple(described.get(name, ())) for name in ("targets", "exclude"))
-    settings = LoraSettings(described["rank"], described["alpha"], targets, exclude)
+    settings, kept = read_settings(folder)
     add_with(settings)
     for adapter in kept:
         if adapter not in names(model):
             add_snapshot(model, settings, adapter)
-        stored = load_file(folder / f"adapter_{adapter}.safetensors")
-        for name, parameter in parameters(model, adapter):
-            key = name.replace(f".{adapter}.", ".")
-            if key not in stored or stored[key].shape != parameter.shape:
-                came = tuple(stored[key].shape) if key in stored else "nothing"
-                raise ValueError(f"adapter tensor '{key}' in {folder}: expected {tuple(parameter.shape)}, got {came}")
-            parameter.copy_(stored[key])
+        path = folder / f"adapter_{adapter}.safetensors"
+        stored = read_tensors(path)
+        own = {name.replace(f".{adapter}.", "."): parameter for name, parameter in parameters(model, adapter)}
+        check_shapes(path, stored, own)
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
     for adapter in ADAPTERS:
         if adapter not in kept:
             copy(model, "default", adapter)

@@ -5,7 +5,6 @@ x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t in [0, 1] from noise (1) to i
 
 import contextlib
 import functools
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.files import write_json
 from srgym.policies import adapters
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.registry import POLICIES
 from srgym.policies.solvers import DPM2M, SOLVERS, STOCHASTIC, Euler, Memory, Stochastic
+from srgym.sealed import seal
 
 __all__ = ["FlowPolicy", "Sampling"]
 
@@ -364,14 +365,15 @@ class FlowPolicy(nn.Module, ABC):
         """Read what `save_base` wrote."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the policy: `policy.json`, its own weights and its adapters (safetensors)."""
+        """Write the policy, sealed: `policy.json`, its own weights and its adapters (safetensors)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         described = {"policy": POLICIES.name_of(type(self)), "config": self.config, "adapters": self.has_adapters}
-        (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_json(folder / "policy.json", described)
         self.save_base(folder)
         if self.lora is not None:
             adapters.write(self.core, folder, self.lora)
+        seal(folder)
 
 
 def repeat(cond: TensorDict, times: int) -> TensorDict:

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.files import write_json
+from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import make, read_description
+from srgym.sealed import read_tensors, seal, verify_if_sealed
 
 __all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
 
@@ -111,7 +114,10 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"expected an empty folder for the merged model, got {out}, which holds something")
     described = into / "policy.json"
-    if described.is_file() and json.loads(described.read_text())["policy"] in _IN_MEMORY:
+    for folder in (lora, into):
+        if (folder / "policy.json").is_file():
+            verify_if_sealed(folder)
+    if described.is_file() and read_description(into)["policy"] in _IN_MEMORY:
         merge_policies(into, lora, adapter, weight).save(out)
         return MergeReport(out, len(read_lora(lora, adapter).pairs))
     learnt = read_lora(lora, adapter)
@@ -119,7 +125,10 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
     folded = [read_lora(into, "ema")] if (into / "adapters.json").is_file() else []
     _check(learnt, weights)
     target = _copy_rest(into, weights, out)
-    return _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
+    report = _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
+    if (out / "policy.json").is_file():
+        seal(out)
+    return report
 
 
 # What is read
@@ -133,14 +142,13 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
     """
     settings = path / "adapters.json"
     if settings.is_file():
-        described = json.loads(settings.read_text())
+        lora, held = adapters.read_settings(path)
         file = path / f"adapter_{adapter}.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"expected adapter '{adapter}' in {path}, which has {described['adapters']}")
-        scale = described["alpha"] / described["rank"]
-        config = json.loads((path / "policy.json").read_text())["config"] if (path / "policy.json").is_file() else {}
+            raise FileNotFoundError(f"expected adapter '{adapter}' in {path}, which has {held}")
+        config = read_description(path)["config"] if (path / "policy.json").is_file() else {}
         base = Path(config["path"]) if config.get("path") else None
-        return LoraFile(_pairs(file, ""), scale, base)
+        return LoraFile(_pairs(file, ""), lora.alpha / lora.rank, base)
     if (path / "policy.json").is_file():
         raise ValueError(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
     file = path / _EXPORTED if path.is_dir() else path
@@ -156,9 +164,7 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
 
 
 def _pairs(file: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
-    from safetensors.torch import load_file
-
-    tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(file).items()}
+    tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in read_tensors(file).items()}
     modules = dict.fromkeys(name.split(".lora_")[0] for name in tensors)
     try:
         return {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in modules}
@@ -169,7 +175,7 @@ def _pairs(file: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
 def _weights_folder(model: Path) -> Path:
     """Where a model's transformer lies: in the folder, under it, or at the base that a saved policy names."""
     if (model / "policy.json").is_file() and not (model / "transformer").is_dir():
-        model = Path(json.loads((model / "policy.json").read_text())["config"]["path"])
+        model = Path(read_description(model)["config"]["path"])
     for folder in (model / "transformer", model):
         if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
             return folder
@@ -227,13 +233,13 @@ def _copy_rest(into: Path, weights: Path, out: Path) -> Path:
 
     def ignore(where: str, names: list[str]) -> list[str]:
         here = Path(where)
-        own_lora = [name for name in names if here == into and name.startswith("adapter")]
-        return own_lora + [name for name in names if (here / name).resolve() in skipped]
+        own = [name for name in names if here == into and (name.startswith("adapter") or name == "manifest.json")]
+        return own + [name for name in names if (here / name).resolve() in skipped]
 
     shutil.copytree(into, out, ignore=ignore, dirs_exist_ok=True)
     described = out / "policy.json"
     if described.is_file():
-        described.write_text(json.dumps({**json.loads(described.read_text()), "adapters": False}, indent=2) + "\n")
+        write_json(described, {**read_description(out), "adapters": False})
     target = out if weights == into else out / "transformer"
     target.mkdir(exist_ok=True)
     for path in weights.glob("*.json"):
@@ -242,12 +248,12 @@ def _copy_rest(into: Path, weights: Path, out: Path) -> Path:
 
 
 def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target: Path, out: Path) -> MergeReport:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
     changed, worst, rounding = 0, 0.0, 0.0
     for path in _shards(weights):
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         for name, tensor in tensors.items():
             module = name.removesuffix(".weight")
             deltas = [(lora, share) for lora, share in loras if module in lora.pairs and name.endswith(".weight")]

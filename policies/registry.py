@@ -1,10 +1,10 @@
 """Policies by name, and policies as saved."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srgym.registry import Registry, Spec, class_of
+from srgym.sealed import Damaged, read_object, verify_if_sealed
 
 if TYPE_CHECKING:
     from srgym.policies.base import FlowPolicy
@@ -44,12 +44,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder holds none.
+        Damaged: if it isn't what was written.
     """
     path = Path(folder) / "policy.json"
     if not path.is_file():
         raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
-    described: dict[str, Any] = json.loads(path.read_text())
-    return described
+    return read_object(path, {"policy": str, "config": dict, "adapters": bool})
 
 
 def load(folder: str | Path) -> "FlowPolicy":
@@ -60,10 +60,12 @@ def load(folder: str | Path) -> "FlowPolicy":
 
     Raises:
         FileNotFoundError: if the folder holds neither.
+        Damaged: naming the first file that isn't what was written.
     """
     from srgym.policies import adapters
 
     folder = policy_folder(folder)
+    verify_if_sealed(folder)
     described = read_description(folder)
     policy = make(described["policy"], **described["config"])
     policy.load_base(folder)
@@ -76,5 +78,8 @@ def policy_folder(folder: str | Path) -> Path:
     """Where a policy lies: in the folder itself, under `policy/`, or where the run in the folder says."""
     place = Path(folder)
     if (place / "run.json").is_file():
-        place = place / json.loads((place / "run.json").read_text())["policy"]
+        named = Path(read_object(place / "run.json", {"policy": str})["policy"])
+        if named.is_absolute() or ".." in named.parts:
+            raise Damaged(f"{place / 'run.json'} names a policy outside of its folder: {named}")
+        place = place / named
     return place / "policy" if (place / "policy" / "policy.json").is_file() else place

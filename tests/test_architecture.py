@@ -51,7 +51,7 @@ def test_imports_run_down_only(path):
             assert parts[1] == package or parts[1] in FLOORS[package], f"{package}/ may not import {name}"
 
 
-@pytest.mark.parametrize("name", ["files", "precision", "registry"])
+@pytest.mark.parametrize("name", ["files", "precision", "registry", "sealed"])
 def test_what_lies_below_every_package_imports_nothing_of_ours(name):
     assert not [module for module in imported(ROOT / "src" / "srgym" / f"{name}.py") if module.startswith("srgym")]
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.envs.operations import jpeg
+from srgym.files import write_json
 from srgym.policies import FlowPolicy, derive_seeds
 from srgym.policies.compact import CompactPolicy
 from srgym.precision import autocast_dtype
@@ -223,11 +224,11 @@ def build_finpercep(
     validation = held_out_examples(pool(settings.validation_contexts, seed + 10**6, split="validation"), divisor, seed)
     print(f"finpercep: {len(learnt)} contexts in {time.monotonic() - started:.0f} s", flush=True)
     model = _fit(settings, learnt, validation, divisor, folder, seed)
-    found = held_out(model, validation, _judge)
+    figures = held_out(model, validation, _judge)
+    write_json(folder / "scorer" / "held_out.json", figures)
     notes = {"settings": asdict(settings), "divisor": divisor, "s_base": 0.8, "features": "band_energies", "seed": seed}
-    model.save(folder / "scorer", held_out=found, **json.loads(json.dumps(notes)))
-    (folder / "scorer" / "held_out.json").write_text(json.dumps(found, indent=2) + "\n")
-    return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **found}
+    model.save(folder / "scorer", held_out=figures, **json.loads(json.dumps(notes)))  # last: it seals the folder
+    return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **figures}
 
 
 def _judge(images: Tensor, truth: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from srgym import policies
 from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
-from srgym.runners.loop.checkpoint import write_folder
 from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
@@ -35,6 +34,7 @@ from srgym.runners.report import check_report, write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
+from srgym.sealed import write_folder
 
 __all__ = ["Run", "make_runner", "remove_run"]
 
