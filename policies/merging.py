@@ -19,6 +19,7 @@ from srgym.files import write_json
 from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import make, read_description
+from srgym.registry import named_by
 from srgym.sealed import read_tensors, seal, verify_if_sealed
 
 __all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
@@ -302,7 +303,8 @@ def merge_policies(into: Path, lora: Path, adapter: str = "ema", weight: float =
     """
     learnt = read_lora(lora, adapter)
     described = read_description(into)
-    policy = make(described["policy"], **described["config"])
+    with named_by(into / "policy.json"):
+        policy = make(described["policy"], **described["config"])
     policy.load_base(into)
     if described["adapters"]:
         policy.add_deltas(read_lora(into, "ema").deltas())

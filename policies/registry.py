@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srgym.registry import Registry, Spec, class_of
+from srgym.registry import Registry, Spec, class_of, named_by
 from srgym.sealed import Damaged, read_object, verify_if_sealed
 
 if TYPE_CHECKING:
@@ -52,22 +52,25 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return read_object(path, {"policy": str, "config": dict, "adapters": bool})
 
 
-def load(folder: str | Path) -> "FlowPolicy":
+def load(folder: str | Path, *, trust: bool = False) -> "FlowPolicy":
     """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
 
     Args:
         folder: the policy's, or that of a run, whose final policy is taken.
+        trust: whether a class that the folder names by its path is imported (see `srgym.registry.named_by`).
 
     Raises:
         FileNotFoundError: if the folder holds neither.
         Damaged: naming the first file that isn't what was written.
+        Untrusted: for a class of somebody's that isn't imported yet.
     """
     from srgym.policies import adapters
 
     folder = policy_folder(folder)
     verify_if_sealed(folder)
     described = read_description(folder)
-    policy = make(described["policy"], **described["config"])
+    with named_by(folder / "policy.json", trust):
+        policy = make(described["policy"], **described["config"])
     policy.load_base(folder)
     if described["adapters"]:
         adapters.read(policy.core, folder, policy._add_adapters)

@@ -1,7 +1,8 @@
 """What is loaded is what was written: sealed folders, JSON and tensors, and what is said of those that aren't."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from srgym import policies
+from srgym.files import to_png, write_json
 from srgym.policies.compact import CompactPolicy
 from srgym.policies.merging import merge
+from srgym.registry import TRUST, Untrusted
 from srgym.rewards.compass import compact as compass
 from srgym.rewards.finpercep import model as finpercep
+from srgym.runners.commands.cli import main
 from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, seal, verify
 
 
@@ -168,3 +172,64 @@ def test_every_shipped_folder_of_weights_is_sealed() -> None:
     assert len(folders) >= 3
     for folder in folders:
         verify(folder)
+
+
+THEIRS = """
+from pathlib import Path
+from srgym.policies.compact import CompactPolicy
+Path({mark!r}).write_text("ran")
+class Theirs(CompactPolicy):
+    pass
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_policy: CompactPolicy) -> Iterator[tuple[Path, Path]]:
+    """A policy's folder that names code which leaves a mark when it is imported, and the mark."""
+    mark = tmp_path / "mark"
+    (tmp_path / "their_code.py").write_text(THEIRS.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(TRUST, "0")  # put back afterwards, whatever the command line sets
+    tiny_policy.save(tmp_path / "policy")
+    described = json.loads((tmp_path / "policy" / "policy.json").read_text())
+    write_json(tmp_path / "policy" / "policy.json", {**described, "policy": "their_code:Theirs"})
+    seal(tmp_path / "policy")
+    yield tmp_path / "policy", mark
+    sys.modules.pop("their_code", None)
+
+
+def test_a_file_runs_no_code_unless_it_is_trusted(theirs: tuple[Path, Path]) -> None:
+    folder, mark = theirs
+    with pytest.raises(Untrusted, match=r"policy\.json names the policy 'their_code:Theirs'.*--trust"):
+        policies.load(folder)
+    assert not mark.exists()
+    assert type(policies.load(folder, trust=True)).__name__ == "Theirs" and mark.exists()
+    policies.load(folder)  # imported by now, so that nothing more is run
+
+
+def test_trust_reaches_the_command_line(theirs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, mark = theirs
+    image = folder.parent / "a.png"
+    image.write_bytes(to_png(torch.rand(3, 8, 8)))
+    line = ["upscale", str(image), f"policy={folder}", f"out={folder.parent / 'out'}"]
+    assert main(line) == 2 and "names the policy 'their_code:Theirs'" in capsys.readouterr().err
+    assert not mark.exists()
+    assert main([*line, "--trust"]) == 0 and mark.exists()
+
+
+@pytest.mark.parametrize("path", ["subprocess:Popen", "os:system", "srgym.rewards:make"])
+def test_what_a_file_names_is_of_the_right_kind_before_it_is_called(path: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "policy.json", {"policy": path, "config": {"args": ["false"]}, "adapters": False})
+    seal(tmp_path)
+    with pytest.raises(ValueError, match="expected a subclass of srgym.policies.FlowPolicy"):
+        policies.load(tmp_path, trust=True)
+
+
+def test_a_resumed_run_names_no_code(
+    tmp_path: Path, theirs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    write_json(run / "config.json", {"overrides": ["experiment=smoke", "policy=their_code:Theirs"]})
+    assert main(["train", f"resume={run}"]) == 2
+    assert "config.json names the policy 'their_code:Theirs'" in capsys.readouterr().err
+    assert not theirs[1].exists()

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from srgym.registry import TRUST
+
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
@@ -36,6 +38,7 @@ def _usage() -> str:
         "Reinforcement-learning post-training of image super-resolution.\n\n"
         f"usage: srgym COMMAND [key=value ...]\n\n{listed}\n\n"
         "srgym COMMAND --help tells what a command takes; srgym --version tells the version.\n"
+        "--trust: import code that the files of a run or a policy name by its path, as module:Class.\n"
     )
 
 
@@ -55,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return _refuse(f"unknown command '{name}': expected one of {', '.join(COMMANDS)}{hint}")
+    if "--trust" in rest:
+        rest = [argument for argument in rest if argument != "--trust"]
+        os.environ[TRUST] = "1"
     command = import_module(f"srgym.runners.commands.{name}")
     if any(flag in rest for flag in ("-h", "--help")):
         print(command.__doc__)

@@ -4,16 +4,21 @@ Imports nothing heavy: a part's module is imported when the part is asked for.
 """
 
 import inspect
+import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "Spec", "class_of", "plain", "quoted"]
+__all__ = ["TRUST", "Registry", "Spec", "Untrusted", "class_of", "named_by", "plain", "quoted"]
 
 # What makes a part: a class, or a function. `Registry[type[Agent]].find` gives a `type[Agent]`.
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -22,6 +27,30 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 Spec = str | Mapping[str, Any]
 
 _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
+# Set to 1, also by `--trust`: paths to code in files are followed, here and in the processes that are started.
+TRUST = "SRGYM_TRUST"
+_FILE: ContextVar[Path | None] = ContextVar("file", default=None)
+
+
+class Untrusted(ValueError):
+    """A file names code that is neither the library's nor an installed package's entry point."""
+
+
+@contextmanager
+def named_by(file: Path, trust: bool = False) -> Iterator[None]:
+    """Names that are looked up inside come from a file, and a file that was received mustn't say what code is run.
+
+    A path to a module that nothing has imported yet is refused: to import it is to run it.
+
+    Args:
+        trust: whether such paths are followed all the same.
+    """
+    token = _FILE.set(None if trust or os.environ.get(TRUST) == "1" else file)
+    try:
+        yield
+    finally:
+        _FILE.reset(token)
 
 
 class Registry(Generic[Maker]):
@@ -111,12 +140,18 @@ class Registry(Generic[Maker]):
 
         Raises:
             ValueError: for an unknown name, a path that leads nowhere, or one to something else than `wanted`.
+            Untrusted: for a path that a file names (see `named_by`).
         """
         self.check_name(name)
         name = self.full_name(name)
         if name in self.registered:
             return self.registered[name]
-        entry = self.installed.get(name)
+        entry, file = self.installed.get(name), _FILE.get()
+        if file is not None and ":" in name and name.partition(":")[0] not in sys.modules:
+            raise Untrusted(
+                f"{file} names the {self.noun} '{name}', which is neither srgym's nor offered by an installed package; "
+                "importing it would run its code: look at it, and give --trust (trust=True) if it may"
+            )
         maker = self._at(self.builtin.get(name, name) if entry is None else f"{entry.module}:{entry.attr}")
         if not self.fits(maker):
             raise ValueError(f"{self.noun} '{name}': expected {self.wanted}, got {maker!r}")
