@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from srgym.agents.base import Agent, Need
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.policies.noise import Noise
 from srgym.policies.solvers import euler_step
@@ -67,9 +68,9 @@ class REFL(Agent):
         self.needs = frozenset({Need.REWARD_GRADIENT} | ({Need.HR} if reward and "hr" in reward.needs else set()))
         super().__init__(policy, reward, group_size=group_size, ema=ema, provides=provides)
         if k_last != "all" and not (isinstance(k_last, int) and 1 <= k_last <= steps):
-            raise ValueError(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")
+            raise Refusal(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")
         if steps < 1 or not 0 < late <= 1:
-            raise ValueError(f"expected at least 1 step and late in (0, 1], got {steps} and {late}")
+            raise Refusal(f"expected at least 1 step and late in (0, 1], got {steps} and {late}")
         self.steps, self.late, self.ceiling = steps, late, ceiling
         self.checkpointed = k_last == "all"
         self.k_last = steps if k_last == "all" else int(k_last)

@@ -21,6 +21,7 @@ from srgym.envs.spaces import (
     read_actions,
 )
 from srgym.envs.task import Context
+from srgym.errors import Refusal
 
 __all__ = ["SuperResolutionEnv"]
 
@@ -95,7 +96,7 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
+            raise Refusal(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
         self.task = build_task(source, reward, prompts)
         self.observation_space = observation_space(self.task)
         self.action_space = action_space(self.task)

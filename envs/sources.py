@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from srgym.errors import Refusal
 from srgym.registry import Registry, Spec, class_of, quoted
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def make(spec: Spec | Source, **options: Any) -> Source:
     """
     if isinstance(spec, Source):
         if options:
-            raise ValueError(f"the source '{spec.name}' is already made; it takes no options, got {quoted(options)}")
+            raise Refusal(f"the source '{spec.name}' is already made; it takes no options, got {quoted(options)}")
         return spec
     source: Source = SOURCES.make(spec, **options)
     return source

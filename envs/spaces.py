@@ -13,6 +13,7 @@ from srgym import rewards
 from srgym.envs import sources
 from srgym.envs.sources import Source
 from srgym.envs.task import SRTask
+from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.base import Reward
 
@@ -43,7 +44,7 @@ def fixed_size(task: SRTask) -> tuple[int, int]:
         ValueError: when they differ: a space has one shape.
     """
     if task.source.size is None:
-        raise ValueError(
+        raise Refusal(
             f"an environment needs images of one size, and those of the source '{task.source.name}' differ: "
             "give it size=..., the side of a crop in HR pixels, or use srgym.envs.SRTask, which takes any"
         )
@@ -76,7 +77,7 @@ def read_actions(actions: npt.ArrayLike, shape: tuple[int, ...], device: torch.d
     """
     array = np.asarray(actions)
     if array.shape != shape or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
+        raise Refusal(
             f"expected SR as floats in [0, 1] of shape {list(shape)}, got {array.dtype} of {list(array.shape)}"
         )
     images = torch.tensor(array, dtype=torch.float32, device=device)

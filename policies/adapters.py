@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.sealed import Damaged, check_shapes, read_object, read_tensors
 
@@ -41,9 +42,9 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"a LoRA's rank is at least 1, got {self.rank}")
+            raise Refusal(f"a LoRA's rank is at least 1, got {self.rank}")
         if self.alpha <= 0:
-            raise ValueError(f"a LoRA's alpha is above 0, got {self.alpha}")
+            raise Refusal(f"a LoRA's alpha is above 0, got {self.alpha}")
 
 
 # A large model has thousands of modules, and every switch of an adapter asks for those that carry one.
@@ -70,7 +71,7 @@ def names(model: nn.Module) -> tuple[str, ...]:
 def _check_names(model: nn.Module, *wanted: str) -> None:
     for adapter in wanted:
         if adapter not in names(model):
-            raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+            raise Refusal(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
 
 
 def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
@@ -92,11 +93,11 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
 def inject(model: nn.Module, settings: LoraSettings) -> None:
     """`add` without its own initial values: the layers are there, the learner is active, and it alone trains."""
     if layers(model):
-        raise ValueError("adapters can be added once: expected a model without LoRA layers, got one that has them")
+        raise Refusal("adapters can be added once: expected a model without LoRA layers, got one that has them")
     modules = [name for name, _ in model.named_modules()]
     for target in settings.targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
-            raise ValueError(f"LoRA target '{target}' matches no module of {type(model).__name__}")
+            raise Refusal(f"LoRA target '{target}' matches no module of {type(model).__name__}")
     for adapter in ADAPTERS:
         _inject(model, settings, adapter)
     for parameter in model.parameters():

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.sealed import check_shapes, read_tensors
 
@@ -174,14 +175,14 @@ class CompactPolicy(FlowPolicy):
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 3, 4):
-            raise ValueError(f"the compact policy upsamples by 1, 2, 3 or 4, got {scale}")
+            raise Refusal(f"the compact policy upsamples by 1, 2, 3 or 4, got {scale}")
         self.scale = scale
         self._shape = {
             "encoder_width": encoder_width, "encoder_depth": encoder_depth, "width": width, "middle": middle,
         }  # fmt: skip
         for name, size in self._shape.items():
             if type(size) is not int or not 1 <= size <= _LARGEST:
-                raise ValueError(f"expected {name} as a whole number from 1 to {_LARGEST}, got {size!r:.40}")
+                raise Refusal(f"expected {name} as a whole number from 1 to {_LARGEST}, got {size!r:.40}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = _Encoder(encoder_width, encoder_depth)
@@ -289,7 +290,7 @@ class CompactPolicy(FlowPolicy):
     def load_base(self, folder: Path) -> None:
         path = folder / "model.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"expected the compact policy's weights at {path}, found no such file")
+            raise MissingFile(f"expected the compact policy's weights at {path}, found no such file")
         stored = read_tensors(path)
         check_shapes(path, stored, self.state_dict())
         self.load_state_dict(stored)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
 from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
@@ -89,10 +90,10 @@ def run(config: Mapping[str, Any]) -> MergeReport:
     required, optional = ("lora", "into", "out"), ("adapter", "weight")
     for key in required:
         if not config.get(key):
-            raise ValueError(f"merge expects lora=FOLDER into=FOLDER out=FOLDER: {key} is missing")
+            raise Refusal(f"merge expects lora=FOLDER into=FOLDER out=FOLDER: {key} is missing")
     unknown = [key for key in config if key not in (*required, *optional)]
     if unknown:
-        raise ValueError(f"merge knows {', '.join((*required, *optional))}; got '{unknown[0]}'")
+        raise Refusal(f"merge knows {', '.join((*required, *optional))}; got '{unknown[0]}'")
     lora, into, out = (Path(config[key]).expanduser() for key in required)
     return merge(lora, into, out, adapter=config.get("adapter", "ema"), weight=float(config.get("weight", 1.0)))
 
@@ -113,7 +114,7 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
         FileNotFoundError: for folders that aren't what they should be.
     """
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"expected an empty folder for the merged model, got {out}, which holds something")
+        raise Refusal(f"expected an empty folder for the merged model, got {out}, which holds something")
     described = into / "policy.json"
     for folder in (lora, into):
         if (folder / "policy.json").is_file():
@@ -146,15 +147,15 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
         lora, held = adapters.read_settings(path)
         file = path / f"adapter_{adapter}.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"expected adapter '{adapter}' in {path}, which has {held}")
+            raise MissingFile(f"expected adapter '{adapter}' in {path}, which has {held}")
         config = read_description(path)["config"] if (path / "policy.json").is_file() else {}
         base = Path(config["path"]) if config.get("path") else None
         return LoraFile(_pairs(file, ""), lora.alpha / lora.rank, base)
     if (path / "policy.json").is_file():
-        raise ValueError(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
+        raise Refusal(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
     file = path / _EXPORTED if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"expected a saved policy with adapters or a LoRA file at {path}, found neither")
+        raise MissingFile(f"expected a saved policy with adapters or a LoRA file at {path}, found neither")
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -170,7 +171,7 @@ def _pairs(file: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
     try:
         return {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in modules}
     except KeyError as missing:
-        raise ValueError(f"expected pairs of LoRA tensors in {file}, which lacks {missing}") from missing
+        raise Refusal(f"expected pairs of LoRA tensors in {file}, which lacks {missing}") from missing
 
 
 def _weights_folder(model: Path) -> Path:
@@ -180,7 +181,7 @@ def _weights_folder(model: Path) -> Path:
     for folder in (model / "transformer", model):
         if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
             return folder
-    raise FileNotFoundError(
+    raise MissingFile(
         f"expected a diffusers pipeline, a transformer's folder or a saved policy at {model}, found no config.json "
         "beside safetensors"
     )
@@ -192,7 +193,7 @@ def _shards(folder: Path) -> list[Path]:
     if index.is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     if not (folder / _SHARD).is_file():
-        raise FileNotFoundError(f"expected {_SHARD} or its index in {folder}, found neither")
+        raise MissingFile(f"expected {_SHARD} or its index in {folder}, found neither")
     return [folder / _SHARD]
 
 
@@ -219,7 +220,7 @@ def _check(learnt: LoraFile, weights: Path) -> None:
     for name in sorted(expected.keys() | (own.keys() if complete else ())):
         if own.get(name) != expected.get(name):
             came = own.get(name, "no such tensor")
-            raise ValueError(
+            raise Refusal(
                 f"the LoRA's base and {weights} are different architectures: the first tensor that differs is "
                 f"'{name}', expected {expected.get(name, 'no such tensor')}, got {came}"
             )
@@ -268,7 +269,7 @@ def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target
             rounding = max(rounding, float((tensors[name].float() - merged).abs().max()))
             changed += 1
         if worst > _TOLERANCE:
-            raise ValueError(f"merging {path} went wrong: outputs differ by {worst:.1e}, expected at most {_TOLERANCE}")
+            raise Refusal(f"merging {path} went wrong: outputs differ by {worst:.1e}, expected at most {_TOLERANCE}")
         save_file(tensors, target / path.name, metadata={"format": "pt"})
     return MergeReport(out, changed, worst, rounding)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srgym.errors import MissingFile
 from srgym.registry import Registry, Spec, class_of, named_by
 from srgym.sealed import Damaged, read_object, verify_if_sealed
 
@@ -48,7 +49,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "policy.json"
     if not path.is_file():
-        raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
+        raise MissingFile(f"expected a saved policy in {folder}, which has no policy.json")
     return read_object(path, {"policy": str, "config": dict, "adapters": bool})
 
 

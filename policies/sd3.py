@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies.diffusers_policy import DiffusersPolicy
 
 __all__ = ["SD3Policy", "conditioned", "widen"]
@@ -32,7 +33,7 @@ def widen(transformer: Any) -> None:
     if channels == 2 * own:
         return
     if channels != own:
-        raise ValueError(
+        raise Refusal(
             f"sd3: expected a transformer with {own} input channels, or {2 * own} once widened, got {channels}"
         )
     old = transformer.pos_embed.proj

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
 from srgym.rewards.registry import make
@@ -88,7 +89,7 @@ def check(
     """
     unknown = set(skip) - set(CHECKS)
     if unknown:
-        raise ValueError(f"no such check: {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+        raise Refusal(f"no such check: {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     made = make(reward, **options)
     return _Linter(made, size, dict(context or {}), torch.device(device), seed).run(skip)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
 from srgym.rewards.backbones import find_weights, read_tensors
 from srgym.rewards.registry import register_reward
 
@@ -63,7 +64,7 @@ class Lite0(nn.Module):
             ValueError: for images of fewer than 32 pixels a side, which have no texture left at the last of them.
         """
         if min(image.shape[-2:]) < _SMALLEST:
-            raise ValueError(
+            raise Refusal(
                 f"EfficientNet-Lite0 is asked about images of at least {_SMALLEST} pixels a side, got "
                 f"{tuple(image.shape[-2:])}"
             )

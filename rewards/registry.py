@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from srgym.errors import Refusal
 from srgym.registry import Registry, Spec, plain, quoted
 from srgym.rewards.builtin import BUILTIN
 from srgym.rewards.info import CONTEXT, RewardInfo, describe, takes_sr
@@ -99,7 +100,7 @@ def register_reward(
             holder = info_of(REWARDS.registered[name], name).path
         # The same path again is a module that was loaded twice or a notebook cell that was run again.
         if holder is not None and holder != info.path:
-            raise ValueError(f"the reward name '{name}' is taken by {holder}; {info.path} needs another")
+            raise Refusal(f"the reward name '{name}' is taken by {holder}; {info.path} needs another")
         target.__reward__ = info  # type: ignore[attr-defined]
         REWARDS.registered[name] = target
         return target
@@ -147,7 +148,7 @@ def make(spec: "Spec | Reward | Callable[..., Any]", **options: Any) -> "Reward"
 
     if isinstance(spec, Reward):
         if options:
-            raise ValueError(f"the reward '{spec.name}' is already made; it takes no options, got {quoted(options)}")
+            raise Refusal(f"the reward '{spec.name}' is already made; it takes no options, got {quoted(options)}")
         return spec
     if isinstance(spec, Mapping) and "sum" in spec:
         from srgym.rewards.composite import make_sum

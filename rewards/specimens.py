@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = ["WORSE", "Specimen", "photographs", "specimen", "worse"]
 
 # (file of skimage.data, top, left) of crops that have both texture and plain areas.
@@ -72,7 +74,7 @@ def photographs(size: int) -> Tensor:
     from skimage import data
 
     if size % _SCALE or not 16 <= size <= _LARGEST:
-        raise ValueError(f"expected pictures of a multiple of {_SCALE} between 16 and {_LARGEST} pixels, got {size}")
+        raise Refusal(f"expected pictures of a multiple of {_SCALE} between 16 and {_LARGEST} pixels, got {size}")
     crops = []
     for name, top, left in _CROPS:
         picture = torch.from_numpy(getattr(data, name)()[top:, left:].copy()).permute(2, 0, 1)

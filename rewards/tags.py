@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["VOCABULARY", "Tagger", "Thing"]
 
 VOCABULARY = (
@@ -84,9 +86,9 @@ class Tagger:
         device: str | None = None,
     ) -> None:
         if not vocabulary:
-            raise ValueError("tags: expected at least one thing to look for, got an empty vocabulary")
+            raise Refusal("tags: expected at least one thing to look for, got an empty vocabulary")
         if not all(0 <= share <= 1 for share in (box_threshold, text_threshold, smallest)) or most < 1:
-            raise ValueError(
+            raise Refusal(
                 "tags: expected thresholds and smallest in [0, 1] and most >= 1, got "
                 f"{box_threshold}, {text_threshold}, {smallest} and {most}"
             )
@@ -156,7 +158,7 @@ class _Models:
             (segmenter, "SAM", "facebook/sam-vit-base"),
         ):
             if not (folder / "config.json").is_file():
-                raise FileNotFoundError(
+                raise MissingFile(
                     f"tags: expected the folder of a {what} model at '{folder}', found none; "
                     f"bring one with\n  hf download {name} --local-dir {folder}"
                 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
 from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed
 
 __all__ = ["CompactCompass", "load"]
@@ -71,7 +72,7 @@ class CompactCompass(nn.Module):
         super().__init__()
         sizes = [len(widths), *widths, hidden]
         if not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
-            raise ValueError(f"expected widths and hidden as whole numbers from 1 to {_LARGEST}, got {sizes[1:]!r:.80}")
+            raise Refusal(f"expected widths and hidden as whole numbers from 1 to {_LARGEST}, got {sizes[1:]!r:.80}")
         self._shape = {"widths": list(widths), "hidden": hidden}
         self.quality_trunk = _Trunk(6, tuple(widths))
         self.fidelity_trunk = _Trunk(15, tuple(widths))
@@ -123,7 +124,7 @@ def load(weights: str | Path | None = None) -> CompactCompass:
     folder = _WEIGHTS if weights is None else Path(weights)
     if not (folder / "model.safetensors").is_file():
         advice = "install srgym again, or train" if weights is None else "train"
-        raise FileNotFoundError(
+        raise MissingFile(
             f"expected the compact COMPASS scorer in {folder}, which has no model.safetensors; {advice} one with\n"
             "  srgym train experiment=compass_compact"
         )

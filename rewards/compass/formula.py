@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.base import Incompatible, follow
 from srgym.rewards.registry import make, register_reward
@@ -103,13 +104,13 @@ class Compass:
         weights: Sequence[float] = (1.0, 1.0),
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"compass: expected a mode of {', '.join(MODES)}, got '{mode}'")
+            raise Refusal(f"compass: expected a mode of {', '.join(MODES)}, got '{mode}'")
         if form not in FORMS:
-            raise ValueError(f"compass: expected a form of {', '.join(FORMS)}, got '{form}'")
+            raise Refusal(f"compass: expected a form of {', '.join(FORMS)}, got '{form}'")
         if not 1 < gamma < math.inf:
-            raise ValueError(f"compass: expected a finite gamma above 1, got {gamma}")
+            raise Refusal(f"compass: expected a finite gamma above 1, got {gamma}")
         if len(weights) != 2:
-            raise ValueError(f"compass: expected two weights, of F and of dQ, got {list(weights)}")
+            raise Refusal(f"compass: expected two weights, of F and of dQ, got {list(weights)}")
         if mode == "non_reference" and fidelity is not None:
             raise Incompatible(
                 "compass in non-reference mode takes F from its scorer and has no use for a fidelity; "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
 from srgym.rewards.finpercep.encoders import ENCODERS, Encoder
 from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, seal, verify_if_sealed
 
@@ -59,13 +60,13 @@ class FinPercepRM(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(encoder, str) and encoder not in ENCODERS:
-            raise ValueError(f"unknown encoder '{encoder}': expected one of {', '.join(ENCODERS)}")
+            raise Refusal(f"unknown encoder '{encoder}': expected one of {', '.join(ENCODERS)}")
         if modulation not in MODULATIONS:
-            raise ValueError(f"unknown modulation '{modulation}': expected one of {', '.join(MODULATIONS)}")
+            raise Refusal(f"unknown modulation '{modulation}': expected one of {', '.join(MODULATIONS)}")
         if stage not in range(LAST_STAGE + 1):
-            raise ValueError(f"expected a stage from 0 to {LAST_STAGE}, got {stage}")
+            raise Refusal(f"expected a stage from 0 to {LAST_STAGE}, got {stage}")
         if type(hidden) is not int or not 1 <= hidden <= _LARGEST:
-            raise ValueError(f"expected hidden as a whole number from 1 to {_LARGEST}, got {hidden!r:.40}")
+            raise Refusal(f"expected hidden as a whole number from 1 to {_LARGEST}, got {hidden!r:.40}")
         self._named = encoder if isinstance(encoder, str) else None
         self._options = options
         self.encoder = ENCODERS[encoder](**options) if isinstance(encoder, str) else encoder
@@ -83,7 +84,7 @@ class FinPercepRM(nn.Module):
             ValueError: at the last stage.
         """
         if self.stage == LAST_STAGE:
-            raise ValueError(f"FinPercep-RM has {LAST_STAGE} stages after the global one; there's none to grow to")
+            raise Refusal(f"FinPercep-RM has {LAST_STAGE} stages after the global one; there's none to grow to")
         self.stage += 1
         device = next(self.head.parameters()).device
         width = _WIDTHS[self.stage] - _WIDTHS[self.stage - 1]
@@ -149,7 +150,7 @@ class FinPercepRM(nn.Module):
         from safetensors.torch import save_file
 
         if self._named is None:
-            raise ValueError(f"only a model whose encoder is one of {', '.join(ENCODERS)} can be saved by name")
+            raise Refusal(f"only a model whose encoder is one of {', '.join(ENCODERS)} can be saved by name")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}, folder / _WEIGHTS)
@@ -172,7 +173,7 @@ def load(folder: str | Path) -> FinPercepRM:
     folder = Path(folder)
     for file in (_WEIGHTS, _DESCRIPTION):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"expected FinPercep-RM in '{folder}', which has no {file}")
+            raise MissingFile(f"expected FinPercep-RM in '{folder}', which has no {file}")
     verify_if_sealed(folder)
     options = read_object(folder / _DESCRIPTION, {"model": dict})["model"]
     unknown = sorted(set(options) - set(inspect.signature(FinPercepRM).parameters))

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from srgym.errors import Refusal
+
 __all__ = ["LEVELS", "STEPS", "degradation_reward", "describe", "labels", "parse"]
 
 LEVELS = ("light", "medium", "heavy")
@@ -82,7 +84,7 @@ def _label(step: str, drawn: Mapping[str, Any] | None) -> str:
     if step.startswith("noise"):
         kind, strength = drawn.get("kind"), _number(step, drawn, "strength")
         if kind not in _NOISE[step]:
-            raise ValueError(f"degradation record: expected {step} of kind {', '.join(_NOISE[step])}, got {drawn!r}")
+            raise Refusal(f"degradation record: expected {step} of kind {', '.join(_NOISE[step])}, got {drawn!r}")
         return NONE if strength <= 0 else f"{_level(strength, _NOISE[step][kind])} {kind}"
     if step.startswith("blur") and drawn.get("sigma") is None:
         return _level(_number(step, drawn, "cutoff"), _CUTOFF)
@@ -92,7 +94,7 @@ def _label(step: str, drawn: Mapping[str, Any] | None) -> str:
 def _number(step: str, drawn: Mapping[str, Any], key: str) -> float:
     value = drawn.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"degradation record: expected a number as {step}'s {key}, got {drawn!r}")
+        raise Refusal(f"degradation record: expected a number as {step}'s {key}, got {drawn!r}")
     return float(value)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.compass.mllm import seed_of
 from srgym.rewards.serving.engines import Engine, make_engine
@@ -51,7 +52,7 @@ class Judge:
         temperature: float = 0.0,
     ) -> None:
         if len(weights) != 3 or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise ValueError(f"judge: expected three weights of {', '.join(AXES)} that sum to 1, got {list(weights)}")
+            raise Refusal(f"judge: expected three weights of {', '.join(AXES)} that sum to 1, got {list(weights)}")
         self.engine = make_engine(engine, model="judge")
         self.weights = tuple(float(weight) for weight in weights)
         self.seed, self.temperature = seed, temperature
@@ -82,7 +83,7 @@ class Judge:
 
     def _question(self, order: list[int], files: list[bytes], inputs: list[bytes] | None) -> Question:
         if len(order) > _LARGEST:
-            raise ValueError(
+            raise Refusal(
                 f"the judge names the samples of a group by letter, so it takes {_LARGEST} at most, got {len(order)}"
             )
         images = (*([inputs[order[0]]] if inputs is not None else []), *(files[i] for i in order))

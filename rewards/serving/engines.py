@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 
@@ -44,7 +45,7 @@ def make_engine(spec: "Spec | Engine", *, model: str) -> Engine:
     options = {str(key): value for key, value in spec.items()}
     name = options.pop("engine", "served")
     if name not in ENGINES:
-        raise ValueError(f"unknown engine '{name}': expected one of {', '.join(ENGINES)}")
+        raise Refusal(f"unknown engine '{name}': expected one of {', '.join(ENGINES)}")
     try:
         if name == "served":
             from srgym.rewards.serving.client import Client
@@ -58,7 +59,7 @@ def make_engine(spec: "Spec | Engine", *, model: str) -> Engine:
 
         return VLLMEngine(**options)
     except TypeError as error:
-        raise ValueError(f"engine '{name}': {error}") from error
+        raise Refusal(f"engine '{name}': {error}") from error
 
 
 def ask_locally(

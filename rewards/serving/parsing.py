@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from srgym.errors import Refusal
 from srgym.rewards.serving.question import BadAnswer, Reply
 
 __all__ = ["find_object", "parse_object", "parse_scores", "score_pattern", "score_reply"]
@@ -56,9 +57,7 @@ def score_pattern(fields: Mapping[str, tuple[float, float]]) -> str:
     parts = []
     for name, (low, high) in fields.items():
         if low != int(low) or high != int(high) or not 0 <= low < high <= 9:
-            raise ValueError(
-                f"a pattern for '{name}' needs a range between whole digits from 0 to 9, got [{low}, {high}]"
-            )
+            raise Refusal(f"a pattern for '{name}' needs a range between whole digits from 0 to 9, got [{low}, {high}]")
         parts.append(rf'"{name}":([{int(low)}-{int(high) - 1}]\.[0-9][0-9]|{int(high)}\.00)')
     return r"\{" + ",".join(parts) + r"\}"
 

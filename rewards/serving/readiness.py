@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from srgym.errors import Refusal
+
 __all__ = ["ServerRefused", "answering", "ensure_ready"]
 
 _log = logging.getLogger(__name__)
@@ -14,7 +16,7 @@ _log = logging.getLogger(__name__)
 _SECONDS = 5.0
 
 
-class ServerRefused(ValueError):
+class ServerRefused(Refusal):
     """A server isn't there, or won't answer however often it's asked: a wrong address, token, model or option."""
 
 

@@ -13,6 +13,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from srgym.errors import Refusal
 from srgym.rewards.registry import REWARDS, listing
 from srgym.runners.commands.arguments import take_flag
 from srgym.runners.run.overrides import take_values
@@ -64,7 +65,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 def _check(arguments: list[str]) -> int:
     names = [argument for argument in arguments if "=" not in argument]
     if len(names) != 1:
-        raise ValueError(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
+        raise Refusal(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
     name = names[0]
     section = _section(name)
     if section is None:

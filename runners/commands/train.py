@@ -17,6 +17,7 @@ import json
 import os
 from pathlib import Path
 
+from srgym.errors import MissingFile
 from srgym.registry import named_by
 from srgym.runners.commands.arguments import take_flag, take_option, take_setting
 from srgym.runners.run.config import RunConfig, compose, resolve
@@ -71,7 +72,7 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
     """The settings that a run was started with, and what is given besides."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"resume={folder}: expected the folder of a run, with config.json, found none")
+        raise MissingFile(f"resume={folder}: expected the folder of a run, with config.json, found none")
     before = json.loads(path.read_text())["overrides"]
     return resolve(*compose([*before, f"out={folder}", *arguments], folders))
 

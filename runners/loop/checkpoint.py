@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.sealed import Damaged, read_tensors, verify, write_folder
 
 __all__ = ["Checkpoint", "Checkpoints"]
@@ -35,7 +36,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"runner.keep is at least 1, got {keep}")
+            raise Refusal(f"runner.keep is at least 1, got {keep}")
         self.folder, self._keep = folder, keep
 
     def save(self, number: int, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Path:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from srgym.envs.rendering import legend, overlay
 from srgym.envs.sources import Source
 from srgym.envs.task import Context, SRTask
+from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
 from srgym.rewards.base import Reward
 from srgym.runners.measure.methods import Method, as_method
@@ -35,7 +36,7 @@ def spread_indices(count: int, limit: int | None) -> list[int]:
     if limit is None or limit >= count:
         return list(range(count))
     if limit < 1:
-        raise ValueError(f"expected at least 1 context to evaluate on, got {limit}")
+        raise Refusal(f"expected at least 1 context to evaluate on, got {limit}")
     return [round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)]
 
 
@@ -219,7 +220,7 @@ def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, 
     """
     path = folder / f"{name}.parquet"
     if not path.is_file():
-        raise FileNotFoundError(f"expected an evaluation at {path}, found none")
+        raise MissingFile(f"expected an evaluation at {path}, found none")
     record = read_object(folder / f"{name}.json", {})
     if "sha256" in record and record.pop("sha256") != file_hash(path):
         raise Damaged(f"{path} has changed since it was written (its SHA-256 isn't that in {name}.json)")

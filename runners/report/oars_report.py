@@ -12,6 +12,7 @@ import pandas as pd
 
 from srgym import policies
 from srgym.envs import SRTask
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.registry import named_by
 from srgym.rewards.kin import independent, independent_judges, installed_judges
@@ -74,13 +75,13 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(section)
     kind = options.pop("kind", None)
     if kind != KIND:
-        raise ValueError(f"report.kind is {KIND}, got '{kind}'")
+        raise Refusal(f"report.kind is {KIND}, got '{kind}'")
     known = sorted(set(write_oars_report.__annotations__) - {"run_dir", "return"})
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ValueError(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
+            raise Refusal(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
     return options
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from srgym import rewards
 from srgym.envs import SRTask
+from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies import FlowPolicy, Noise, Sampling, derive_seeds
 from srgym.policies.compact import CompactPolicy, bicubic
@@ -135,7 +136,7 @@ class ScorerSettings:
     def __post_init__(self) -> None:
         for name in ("groups", "validation_groups", "steps", "groups_per_step"):
             if getattr(self, name) < 1:
-                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
 
 
 def build_scorer(

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.envs.operations import jpeg
+from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies import FlowPolicy, derive_seeds
 from srgym.policies.compact import CompactPolicy
@@ -80,15 +81,15 @@ class FinPercepSettings:
         names = ("contexts", "validation_contexts", "candidates", "contexts_per_step", "candidates_per_step")
         for name in names:
             if getattr(self, name) < 1:
-                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
         if not 1 <= len(self.steps) <= 4 or min(self.steps) < 0 or self.steps[-1] < 1:
-            raise ValueError(
+            raise Refusal(
                 f"scorer.steps are those of stage 0, 1, ... (up to 3), the last at least 1, got {list(self.steps)}"
             )
         if not 0 < self.quantile <= 1:
-            raise ValueError(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
+            raise Refusal(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
         if self.crop < 32:
-            raise ValueError(f"scorer.crop is at least 32 pixels, got {self.crop}")
+            raise Refusal(f"scorer.crop is at least 32 pixels, got {self.crop}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import torch
 
+from srgym.errors import Refusal
+
 __all__ = ["AUTOCAST", "autocast_dtype", "has_bfloat16"]
 
 AUTOCAST = ("auto", "bf16", "off")
@@ -27,5 +29,5 @@ def autocast_dtype(setting: str, device: torch.device) -> torch.dtype | None:
         ValueError: for another one.
     """
     if setting not in AUTOCAST:
-        raise ValueError(f"autocast is one of {', '.join(AUTOCAST)}, got '{setting}'")
+        raise Refusal(f"autocast is one of {', '.join(AUTOCAST)}, got '{setting}'")
     return torch.bfloat16 if setting == "bf16" or (setting == "auto" and has_bfloat16(device)) else None

@@ -18,6 +18,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from srgym.errors import Refusal, WrongType
+
 __all__ = ["TRUST", "Registry", "Spec", "Untrusted", "class_of", "named_by", "plain", "quoted"]
 
 # What makes a part: a class, or a function. `Registry[type[Agent]].find` gives a `type[Agent]`.
@@ -33,7 +35,7 @@ TRUST = "SRGYM_TRUST"
 _FILE: ContextVar[Path | None] = ContextVar("file", default=None)
 
 
-class Untrusted(ValueError):
+class Untrusted(Refusal):
     """A file names code that is neither the library's nor an installed package's entry point."""
 
 
@@ -131,7 +133,7 @@ class Registry(Generic[Maker]):
         """
         if not self.knows(name):
             near = nearest(name, [*self.names(), *self.aliases])
-            raise ValueError(
+            raise Refusal(
                 f"unknown {self.noun} '{name}': {near}expected one of {', '.join(self.names())}, or module:attribute"
             )
 
@@ -154,7 +156,7 @@ class Registry(Generic[Maker]):
             )
         maker = self._at(self.builtin.get(name, name) if entry is None else f"{entry.module}:{entry.attr}")
         if not self.fits(maker):
-            raise ValueError(f"{self.noun} '{name}': expected {self.wanted}, got {maker!r}")
+            raise Refusal(f"{self.noun} '{name}': expected {self.wanted}, got {maker!r}")
         return maker  # type: ignore[no-any-return]
 
     def _at(self, path: str) -> Any:
@@ -164,11 +166,11 @@ class Registry(Generic[Maker]):
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # the module is there; something that it imports isn't
-            raise ValueError(f"{self.noun} '{path}': there is no module '{module}' to import") from error
+            raise Refusal(f"{self.noun} '{path}': there is no module '{module}' to import") from error
         for part in attribute.split("."):
             if not hasattr(place, part):
                 near = nearest(part, dir(place))
-                raise ValueError(f"{self.noun} '{path}': {near}module '{module}' has no '{part}'")
+                raise Refusal(f"{self.noun} '{path}': {near}module '{module}' has no '{part}'")
             place = getattr(place, part)
         return place
 
@@ -210,10 +212,10 @@ class Registry(Generic[Maker]):
         for option in options:
             if option not in known:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-                raise ValueError(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
+                raise Refusal(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
         missing = [key for key, value in known.items() if value is inspect.Parameter.empty and key not in options]
         if missing and inspect.isclass(maker):  # a function's may come with every call
-            raise ValueError(f"{self.noun} '{name}' needs {quoted(missing)}, got {quoted(options) or 'no options'}")
+            raise Refusal(f"{self.noun} '{name}' needs {quoted(missing)}, got {quoted(options) or 'no options'}")
 
     def read(self, spec: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Name and options of a part that is told as a name, or as `{"name": ..., **options}`.
@@ -225,10 +227,10 @@ class Registry(Generic[Maker]):
         if isinstance(spec, str):
             return spec, dict(options)
         if not isinstance(spec, Mapping):
-            raise TypeError(f"expected a {self.noun}'s name, or {{'name': ...}}, got {spec!r}")
+            raise WrongType(f"expected a {self.noun}'s name, or {{'name': ...}}, got {spec!r}")
         options = {**plain(spec), **options}
         if not isinstance(options.get("name"), str):
-            raise ValueError(f"expected a {self.noun} as {{'name': ...}}, got the keys {quoted(options)}")
+            raise Refusal(f"expected a {self.noun} as {{'name': ...}}, got the keys {quoted(options)}")
         return options.pop("name"), options
 
     def make(self, spec: Any, /, *parts: Any, **options: Any) -> Any:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srgym.errors import Refusal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,7 +35,7 @@ _LOADED = {".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".parquet"} 
 _MOST_JSON = 64 * 2**20
 
 
-class Damaged(ValueError):
+class Damaged(Refusal):
     """Files that aren't what was written."""
 
 
