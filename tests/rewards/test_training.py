@@ -150,10 +150,15 @@ def test_faults_cost_samples_and_never_invent_scores(start_server: Any, tmp_path
     assert sum(row["agent/rows"] for row in rows) > 0
 
 
-def test_a_model_that_answers_nonsense_trains_nothing_and_says_so(start_server: Any, tmp_path: Path) -> None:
+def test_a_model_that_answers_nonsense_trains_nothing_and_says_so(
+    start_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = start_server(lambda *_: say("I can't tell."))
-    rows = trained(tmp_path / "run", *settings("refreward", server.url, retries=0), "runner.iterations=5")
-    assert [row["reward/invalid"] for row in rows] == [8.0] * 5
+    options = [*settings("refreward", server.url, retries=0), "runner.iterations=5", f"out={tmp_path / 'run'}"]
+    assert main(["train", *SMOKE, *options]) == 1
+    assert "'refreward' gave no valid score in 3 iterations" in capsys.readouterr().err
+    rows = numbers(tmp_path / "run")
+    assert [row["reward/invalid"] for row in rows] == [8.0] * 2  # the third ended it
     assert all(math.isnan(row["reward/mean"]) and row["agent/rows"] == 0 for row in rows)
     assert rows[-1]["cost/updates"] == 0
 
@@ -172,10 +177,9 @@ def test_a_server_that_dies_ends_the_run_and_it_goes_on_from_its_checkpoint(
     options = settings("refreward", server.url, retries=0, failures=1000)
     command = ["train", *SMOKE, *options, "runner.iterations=9", f"out={folder}"]
     assert main(command) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(
-        "srgym: no server of the model 'refreward' has replied to any question of 3 batches in a row"
-    )
+    refused = capsys.readouterr().err
+    assert "srgym: no server of the model 'refreward' has replied to any question of 3 batches in a row" in refused
+    assert "stage 'reinforce', iteration 5, reward 'refreward'" in refused.splitlines()[-1]
     rows = numbers(folder)
     assert [row["reward/invalid"] for row in rows] == [0, 0, 8, 8]  # the third silent batch ended it
     assert rows[-1]["cost/updates"] == rows[1]["cost/updates"] > 0
