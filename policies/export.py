@@ -87,9 +87,19 @@ def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: C
     type(owner.pipe).save_lora_weights(
         str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=plain
     )
+    _sort_header(folder / LORA_FILE)
     if card is not None:
         (folder / "README.md").write_text(model_card(owner, card, adapter=adapter))
     return folder / LORA_FILE
+
+
+def _sort_header(file: Path) -> None:
+    """safetensors writes several metadata entries in an order of chance: sorted, the same weights are the same file."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors' bytes start at a multiple of 8
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
 
 
 @torch.no_grad()

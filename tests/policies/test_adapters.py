@@ -31,6 +31,7 @@ def test_fresh_adapters_change_nothing(tiny_policy):
         with tiny_policy.adapter(name):
             assert torch.equal(sample(tiny_policy), before)
     assert tiny_policy.same_adapters("default", "old")
+    assert tiny_policy.same_adapters("default", "ema")
 
 
 def test_the_learner_is_active_and_the_only_one_that_trains(tiny_policy):
@@ -75,19 +76,20 @@ def test_an_unknown_adapter_is_named(tiny_policy):
         pass
 
 
-def test_sync_is_the_weighted_mean(tiny_policy):
+@pytest.mark.parametrize("target", ["old", "ema"])
+def test_sync_is_the_weighted_mean(tiny_policy, target):
     from srgym.policies import adapters
 
     tiny_policy.add_adapters(rank=2, alpha=4)
-    old = {n: p.detach().clone() for n, p in adapters.parameters(tiny_policy.core, "old")}
+    before = {n: p.detach().clone() for n, p in adapters.parameters(tiny_policy.core, target)}
     shake(tiny_policy, "default")
-    tiny_policy.sync("default", "old", decay=0.75)
+    tiny_policy.sync("default", target, decay=0.75)
     learner = dict(tiny_policy.trainable_parameters())
-    for name, parameter in adapters.parameters(tiny_policy.core, "old"):
-        expected = 0.75 * old[name] + 0.25 * learner[name.replace(".old.", ".default.")]
+    for name, parameter in adapters.parameters(tiny_policy.core, target):
+        expected = 0.75 * before[name] + 0.25 * learner[name.replace(f".{target}.", ".default.")]
         torch.testing.assert_close(parameter, expected)
-    tiny_policy.sync("default", "old")
-    assert tiny_policy.same_adapters("default", "old")
+    tiny_policy.sync("default", target)
+    assert tiny_policy.same_adapters("default", target)
 
 
 def test_saved_and_loaded_is_the_same_policy_raw_and_average(tmp_path, tiny_policy):

@@ -109,6 +109,12 @@ def test_a_lora_comes_back_with_its_alpha(trained, make_tiny, kind, picture, sta
                 torch.testing.assert_close(back.velocity(noise, T, cond), expected, rtol=0, atol=1e-6)
 
 
+def test_the_same_lora_is_the_same_file(trained, kind, tmp_path):
+    """Eight writes: an order of chance between two entries passes once in 128."""
+    files = {export_lora(trained, tmp_path / str(i), adapter="ema").read_bytes() for i in range(8)}
+    assert len(files) == 1
+
+
 def test_a_lora_without_metadata_has_alpha_equal_to_rank(trained, make_tiny, kind, tmp_path):
     from safetensors.torch import load_file, save_file
 
