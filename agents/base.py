@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.ema import WeightAverage, evaluation_decay
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
@@ -76,9 +77,9 @@ class Agent(ABC):
                 f"{group_size}: set group_size to at least 2, or use ColdStart or REFL"
             )
         if group_size < 1 or epochs < 1:
-            raise ValueError(f"group_size and epochs are at least 1, got {group_size} and {epochs}")
+            raise Refusal(f"group_size and epochs are at least 1, got {group_size} and {epochs}")
         if not 0 <= ema < 1:
-            raise ValueError(f"ema is in [0, 1), got {ema}")
+            raise Refusal(f"ema is in [0, 1), got {ema}")
         self.policy, self.reward = policy, reward
         self.group_size, self.epochs, self.ema = group_size, epochs, ema
         self.updates, self.iterations = 0, 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srgym.agents.base import Agent, Need
 from srgym.agents.timesteps import DENSITIES, corrupt, draw_times
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.workload import Workload
@@ -59,7 +60,7 @@ class ColdStart(Agent):
     ) -> None:
         super().__init__(policy, None, group_size=draws, epochs=epochs, ema=ema, provides=provides)
         if time not in DENSITIES or shift <= 0:
-            raise ValueError(f"expected time of {DENSITIES} and shift above 0, got '{time}' and {shift}")
+            raise Refusal(f"expected time of {DENSITIES} and shift above 0, got '{time}' and {shift}")
         self.time, self.shift = time, shift
         self.encodes = not policy.has_adapters and hasattr(policy, "auxiliary_loss")
 

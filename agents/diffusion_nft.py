@@ -25,6 +25,7 @@ from srgym.agents.ema import old_decay
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config, optimality
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.solvers import DPM2M, SOLVERS, Euler
@@ -64,7 +65,7 @@ def nft_loss(
         [B].
     """
     if form not in FORMS:
-        raise ValueError(f"nft_loss has the forms {' and '.join(FORMS)}, got '{form}'")
+        raise Refusal(f"nft_loss has the forms {' and '.join(FORMS)}, got '{form}'")
     v_old = v_old.detach()
     positive = (1 - beta) * v_old + beta * v_theta
     negative = (1 + beta) * v_old - beta * v_theta
@@ -133,12 +134,12 @@ class DiffusionNFT(Agent):
         super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
         self._require_adapters("the policy that sampled")
         if not (beta > 0 and clip > 0 and kl >= 0 and 0 < time_share <= 1):
-            raise ValueError(
+            raise Refusal(
                 "expected beta and clip above 0, kl of at least 0 and time_share in (0, 1], got "
                 f"{beta}, {clip}, {kl} and {time_share}"
             )
         if form not in FORMS or std not in STDS or SOLVERS.get(solver) not in (Euler, DPM2M):
-            raise ValueError(
+            raise Refusal(
                 f"expected form of {FORMS}, std of {STDS} and a deterministic solver, got {form}, {std}, {solver}"
             )
         old_decay(old, 0)
@@ -151,10 +152,10 @@ class DiffusionNFT(Agent):
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
-        self.stats = found.stats
+        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        self.stats = groups.stats
         samples = rollout.select("x0", "cond")
-        keep, advantage = (column[found.own].to(samples["x0"].device) for column in (found.keep, found.advantage))
+        keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
         kept = keep.nonzero().flatten()
         seed = rollout["seed"][kept]
         times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)

@@ -18,6 +18,7 @@ from srgym.agents.base import Agent, Need
 from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, draw_times
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.workload import Workload
@@ -157,7 +158,7 @@ class DPO(Agent):
         provides: Collection[str] | None = None,
     ) -> None:
         if pairs not in PAIRS:
-            raise ValueError(f"pairs is one of {', '.join(PAIRS)}, got '{pairs}'")
+            raise Refusal(f"pairs is one of {', '.join(PAIRS)}, got '{pairs}'")
         offline = pairs == "offline"
         self.needs = frozenset({Need.PREFERENCES if offline else Need.GROUPS})
         size = group_size if group_size is not None else 1 if offline else 8
@@ -166,7 +167,7 @@ class DPO(Agent):
         )
         self._require_adapters("the base")
         if not (beta > 0 and top >= 1 and min_gap >= 0 and draws >= 1):
-            raise ValueError(
+            raise Refusal(
                 "expected beta above 0, top and draws of at least 1 and min_gap of at least 0, got "
                 f"{beta}, {top}, {draws} and {min_gap}"
             )
@@ -187,11 +188,11 @@ class DPO(Agent):
             seed = rollout["seed"]
             self.stats = {"pairs": float(count)}
         else:
-            found = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
+            groups = assess(rollout, self.group_size, filter=self.filter, combine=self.combine)
             top = self.top if self.pairs == "top_n" else None
-            pairs = pair_up(found.score, found.keep, self.group_size, top=top, min_gap=self.min_gap)
-            pairs = pairs.within(found.own, self.group_size)
-            self.stats = found.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
+            pairs = pair_up(groups.score, groups.keep, self.group_size, top=top, min_gap=self.min_gap)
+            pairs = pairs.within(groups.own, self.group_size)
+            self.stats = groups.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
             x0, seeds = rollout["x0"], rollout["seed"]
             context, other, weight = (column.to(x0.device) for column in (pairs.win, pairs.lose, pairs.weight))
             win, lose = x0[context], x0[other]
@@ -213,7 +214,7 @@ class DPO(Agent):
         if latents is not None:
             return latents
         if rollout.get(side, None) is None:
-            raise ValueError(
+            raise Refusal(
                 f"offline DPO trains on pairs of images: expected '{side}' [N, 3, H, W] (or '{side}_x0'), got "
                 f"{', '.join(sorted(map(str, rollout.keys())))}; a preference dataset provides them"
             )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
+
 __all__ = ["OLD_SCHEDULES", "WeightAverage", "evaluation_decay", "old_decay"]
 
 OLD_SCHEDULES = ("on_policy", "linear", "delayed")
@@ -24,7 +26,7 @@ def old_decay(schedule: str | float, updates: int) -> float:
     """
     if isinstance(schedule, (int, float)) and not isinstance(schedule, bool):
         if not 0 <= schedule < 1:
-            raise ValueError(f"a constant decay of the old policy is in [0, 1), got {schedule}")
+            raise Refusal(f"a constant decay of the old policy is in [0, 1), got {schedule}")
         return float(schedule)
     if schedule == "on_policy":
         return 0.0
@@ -32,7 +34,7 @@ def old_decay(schedule: str | float, updates: int) -> float:
         return min(0.001 * updates, 0.5)
     if schedule == "delayed":
         return 0.0 if updates < 75 else min(0.0075 * (updates - 75), 0.999)
-    raise ValueError(
+    raise Refusal(
         f"unknown schedule of the old policy '{schedule}': expected {', '.join(OLD_SCHEDULES)}, or a number in [0, 1)"
     )
 
@@ -83,5 +85,5 @@ class WeightAverage:
         """
         for name, held in self.weights.items():
             if name not in weights:
-                raise ValueError(f"the saved agent has no average of '{name}', which the policy trains")
+                raise Refusal(f"the saved agent has no average of '{name}', which the policy trains")
             held.copy_(weights[name])

@@ -20,6 +20,7 @@ from torch import Tensor
 from srgym.agents.base import Agent, Need
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
 from srgym.agents.rows import make_rows, shared
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import derive_seeds
 from srgym.policies.solvers import SOLVERS, STOCHASTIC, Stochastic, Transition
@@ -113,14 +114,14 @@ class FlowGRPO(Agent):
                 "use solver 'sde' or 'dance'"
             )
         if steps < 2 or (fast and not 1 <= window < steps) or updates_per_iteration < 1 or std not in STDS:
-            raise ValueError(
+            raise Refusal(
                 "expected at least 2 steps, a window of 1 to steps - 1, at least 1 update and std of "
                 f"{STDS}, got {steps}, {window}, {updates_per_iteration} and {std}"
             )
         self.clip = clip if clip is not None else 2e-6 if guard else 1e-5 if fast else 1e-4
         self.kl = kl if kl is not None else 0.0 if fast or not kind.gaussian else 0.04
         if not (self.clip > 0 and self.kl >= 0 and ratio_tolerance > 0):
-            raise ValueError(
+            raise Refusal(
                 f"expected clip and ratio_tolerance above 0 and kl of at least 0, got {self.clip}, {ratio_tolerance} "
                 f"and {self.kl}"
             )
@@ -150,13 +151,13 @@ class FlowGRPO(Agent):
         return replace(self._plan, window=(drawn, self.window))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        found = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
-        advantage = found.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
-        keep = found.keep & (advantage != 0)
+        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        advantage = groups.advantage.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+        keep = groups.keep & (advantage != 0)
         part = (keep.cumsum(0) - 1) % self.updates_per_iteration  # dealt out over the samples of all groups
-        part, keep, advantage = (column[found.own].to(rollout["x0"].device) for column in (part, keep, advantage))
+        part, keep, advantage = (column[groups.own].to(rollout["x0"].device) for column in (part, keep, advantage))
         kept = keep.nonzero().flatten()
-        self.stats = found.stats | {"samples_without_advantage": float(found.keep[found.own].sum()) - len(kept)}
+        self.stats = groups.stats | {"samples_without_advantage": float(groups.keep[groups.own].sum()) - len(kept)}
         start, length = self.sampling.window or (0, self.sampling.steps)
         self._first = True
         if self.guard:
@@ -232,7 +233,7 @@ class FlowGRPO(Agent):
             return
         error = float(torch.expm1(log_prob.detach() - old_log_prob).abs().max())
         if not error <= self.ratio_tolerance:
-            raise ValueError(
+            raise Refusal(
                 f"FlowGRPO: before the first update the ratio of likelihoods must be 1, and it is off by {error:.1e} "
                 f"(at most {self.ratio_tolerance:.0e} was expected): the policy that is trained isn't the one that "
                 "sampled. Look for dropout, autocast or weights changed in between; in half precision raise "

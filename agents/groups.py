@@ -12,6 +12,7 @@ import torch
 from tensordict import NonTensorData, TensorDict
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = [
@@ -52,7 +53,7 @@ def all_scores(rollout: TensorDict) -> tuple[TensorDict, slice]:
 def _by_group(values: Tensor, group_size: int) -> Tensor:
     """[N] to [G, K]."""
     if group_size < 1 or values.dim() != 1 or len(values) % group_size:
-        raise ValueError(
+        raise Refusal(
             f"expected scores [N] of whole groups of {group_size}, groups contiguous, got {tuple(values.shape)}"
         )
     return values.reshape(-1, group_size)
@@ -92,7 +93,7 @@ def group_advantage(
         [N], of the scores' type; 0 where invalid, and in a group of fewer than 2 valid scores.
     """
     if std not in STDS:
-        raise ValueError(f"std is that of the group or of the batch, got '{std}'")
+        raise Refusal(f"std is that of the group or of the batch, got '{std}'")
     valid = _is_valid(score, valid)
     mean, spread, count = group_moments(score, group_size, valid)
     if std == "batch":
@@ -127,11 +128,11 @@ class GroupFilter:
 
     def __post_init__(self) -> None:
         if self.spread not in ("std", "var"):
-            raise ValueError(f"a group filter's spread is std or var, got '{self.spread}'")
+            raise Refusal(f"a group filter's spread is std or var, got '{self.spread}'")
         if self.mode not in ("and", "or"):
-            raise ValueError(f"a group filter's mode is and or or, got '{self.mode}'")
+            raise Refusal(f"a group filter's mode is and or or, got '{self.mode}'")
         if self.scale is not None and self.scale <= 0:
-            raise ValueError(f"a group filter's scale is above 0, got {self.scale}")
+            raise Refusal(f"a group filter's scale is above 0, got {self.scale}")
 
     def for_reward(self, reward: Reward | None) -> "GroupFilter":
         """The filter with its scale settled.
@@ -172,9 +173,9 @@ class Combine:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError("combine.weights needs at least one component: expected {name: weight}, got none")
+            raise Refusal("combine.weights needs at least one component: expected {name: weight}, got none")
         if self.normalise not in ("none", "per_component"):
-            raise ValueError(f"combine.normalise is none or per_component, got '{self.normalise}'")
+            raise Refusal(f"combine.normalise is none or per_component, got '{self.normalise}'")
 
     def __call__(
         self, components: Mapping[str, Tensor], group_size: int, valid: Tensor | None = None
@@ -186,7 +187,7 @@ class Combine:
         """
         strange = sorted(set(self.weights) - set(components))
         if strange:
-            raise ValueError(f"combine.weights names '{strange[0]}', but the reward gives {', '.join(components)}")
+            raise Refusal(f"combine.weights names '{strange[0]}', but the reward gives {', '.join(components)}")
         parts = {name: components[name] for name in self.weights}
         for part in parts.values():
             valid = _is_valid(part, valid)
@@ -237,7 +238,7 @@ def assess(
     scores, own = all_scores(rollout)
     group = _by_group(scores["group"], group_size)
     if bool((group != group[:, :1]).any()):
-        raise ValueError(f"expected groups of {group_size} contiguous rows of one context each, got other groups")
+        raise Refusal(f"expected groups of {group_size} contiguous rows of one context each, got other groups")
     reward = scores["reward"]
     valid = _is_valid(reward, scores.get("valid", None))
     score = reward
@@ -266,9 +267,9 @@ def from_config(kind: type[_Fields], value: _Fields | Mapping[str, Any] | None) 
     if value is None or isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected a mapping of {kind.__name__}'s fields or null, got {value!r}")
+        raise Refusal(f"expected a mapping of {kind.__name__}'s fields or null, got {value!r}")
     known = set(kind.__dataclass_fields__)
     strange = sorted(set(value) - known)
     if strange:
-        raise ValueError(f"{kind.__name__} has no '{strange[0]}': expected {', '.join(sorted(known))}")
+        raise Refusal(f"{kind.__name__} has no '{strange[0]}': expected {', '.join(sorted(known))}")
     return kind(**value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from srgym.agents.base import Agent, Need
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.policies.noise import Noise
 from srgym.policies.solvers import euler_step
@@ -67,9 +68,9 @@ class REFL(Agent):
         self.needs = frozenset({Need.REWARD_GRADIENT} | ({Need.HR} if reward and "hr" in reward.needs else set()))
         super().__init__(policy, reward, group_size=group_size, ema=ema, provides=provides)
         if k_last != "all" and not (isinstance(k_last, int) and 1 <= k_last <= steps):
-            raise ValueError(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")
+            raise Refusal(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")
         if steps < 1 or not 0 < late <= 1:
-            raise ValueError(f"expected at least 1 step and late in (0, 1], got {steps} and {late}")
+            raise Refusal(f"expected at least 1 step and late in (0, 1], got {steps} and {late}")
         self.steps, self.late, self.ceiling = steps, late, ceiling
         self.checkpointed = k_last == "all"
         self.k_last = steps if k_last == "all" else int(k_last)
@@ -97,8 +98,8 @@ class REFL(Agent):
             x0 = self._estimate(x, cond, times, self.steps - 1 - noise.integers(late))
         else:
             x0 = self._integrate(x, cond, times)
-        given = {name: batch[name] for name in ("lr", "hr", "index") if batch.get(name, None) is not None}
-        scored = self.reward(self.policy.decode(x0, cond), **given)
+        context = {name: batch[name] for name in ("lr", "hr", "index") if batch.get(name, None) is not None}
+        scored = self.reward(self.policy.decode(x0, cond), **context)
         each = refl_loss(torch.where(scored.valid, scored.total, 0.0), self.ceiling)
         # An invalid row counts as a row without a loss, so that the mean doesn't depend on how the batch was cut.
         terms = {

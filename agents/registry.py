@@ -1,9 +1,8 @@
 """Agents by name."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from srgym.registry import Registry, class_of
+from srgym.registry import Registry, Spec, class_of
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
@@ -25,16 +24,14 @@ AGENTS: "Registry[type[Agent]]" = Registry(
         "refl": "srgym.agents.refl:REFL",
     },
     aliases={"nft": "diffusion_nft"},
-    given=("policy", "reward", "provides"),
+    supplied=("policy", "reward", "provides"),
 )
 
 available = AGENTS.names
 agent_class = AGENTS.find
 
 
-def make(
-    name: str | Mapping[str, Any], policy: "FlowPolicy", reward: "Reward | None" = None, **hyperparameters: Any
-) -> "Agent":
+def make(name: Spec, policy: "FlowPolicy", reward: "Reward | None" = None, **hyperparameters: Any) -> "Agent":
     """An agent by its name (see `available`), `module:Class` or `{"name": ..., **hyperparameters}`.
 
     Args:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.policies.noise import Noise, derive_seeds
 
 __all__ = ["DENSITIES", "corrupt", "draw_times", "schedule_steps", "share_of_steps", "shift_times"]
@@ -29,7 +30,7 @@ def draw_times(
         return shift_times(noise.uniform(), shift)
     if density == "logit_normal":
         return shift_times(torch.sigmoid(mean + std * noise.normal(())), shift)
-    raise ValueError(f"times are drawn {' or '.join(DENSITIES)}, got '{density}'")
+    raise Refusal(f"times are drawn {' or '.join(DENSITIES)}, got '{density}'")
 
 
 def share_of_steps(steps: int, share: float) -> int:
@@ -48,7 +49,7 @@ def schedule_steps(seed: Tensor, steps: int, share: float) -> Tensor:
     Returns:
         int64 [N, S], S = `share_of_steps`: the beginning of a permutation of 0..T-1 for each sample.
     """
-    chosen = share_of_steps(steps, share)
+    count = share_of_steps(steps, share)
     if not len(seed):
-        return torch.zeros(0, chosen, dtype=torch.int64)
-    return Noise(derive_seeds(0, 0, seed, stream="timesteps")).permutation(steps)[:, :chosen]
+        return torch.zeros(0, count, dtype=torch.int64)
+    return Noise(derive_seeds(0, 0, seed, stream="timesteps")).permutation(steps)[:, :count]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from srgym.envs import kernels
 from srgym.envs.operations import convolve, gaussian_noise, jpeg, poisson_noise, quantise, resize
+from srgym.errors import Refusal
 
 __all__ = ["PRESETS", "STEPS", "apply", "degrade", "draw", "mix_seed"]
 
@@ -105,7 +106,7 @@ def degrade(
     _check(hr, scale)
     seeds = [mix_seed(seed, i) for i in range(len(hr))] if isinstance(seed, int) else [int(s) for s in seed]
     if len(seeds) != len(hr):
-        raise ValueError(f"expected one seed, or one for each of {len(hr)} images, got {len(seeds)}")
+        raise Refusal(f"expected one seed, or one for each of {len(hr)} images, got {len(seeds)}")
     records = [draw(preset, seed=s, scale=scale) for s in seeds]
     images = hr.detach().float().cpu().clamp(0, 1)
     lr = torch.stack([apply(image, record) for image, record in zip(images, records, strict=True)])
@@ -117,7 +118,7 @@ def draw(preset: str, *, seed: int, scale: int = 4) -> Record:
     if preset not in PRESETS:
         near = get_close_matches(preset, PRESETS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"a degradation preset is one of {', '.join(PRESETS)}, got '{preset}'{hint}")
+        raise Refusal(f"a degradation preset is one of {', '.join(PRESETS)}, got '{preset}'{hint}")
     record: Record = {"preset": preset, "scale": scale, "seed": seed, **dict.fromkeys(STEPS)}
     return record | PRESETS[preset](np.random.default_rng([0, seed]), scale)
 
@@ -153,14 +154,14 @@ def mix_seed(seed: int, key: int | str) -> int:
 
 def _check(hr: Tensor, scale: int) -> None:
     if hr.ndim != 4 or hr.shape[1] != 3 or not hr.is_floating_point():
-        raise ValueError(f"expected hr as float [B, 3, H, W], got {hr.dtype} {tuple(hr.shape)}")
+        raise Refusal(f"expected hr as float [B, 3, H, W], got {hr.dtype} {tuple(hr.shape)}")
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"a scale is a whole number of at least 1, got {scale!r}")
+        raise Refusal(f"a scale is a whole number of at least 1, got {scale!r}")
     if hr.shape[2] % scale or hr.shape[3] % scale or not hr.numel():
-        raise ValueError(f"expected sides of hr that are multiples of the scale {scale}, got {tuple(hr.shape)}")
+        raise Refusal(f"expected sides of hr that are multiples of the scale {scale}, got {tuple(hr.shape)}")
     low, high = float(hr.min()), float(hr.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"expected hr in [0, 1], got values from {low:.4g} to {high:.4g}")
+        raise Refusal(f"expected hr in [0, 1], got values from {low:.4g} to {high:.4g}")
 
 
 # The steps, each skipped where its record is None

@@ -19,6 +19,7 @@ from srgym.envs.degradation import degrade, mix_seed
 from srgym.envs.images import BadImage, ImageCache, image_files, image_size, read_image, to_float
 from srgym.envs.inventory import Unusable, by_name, captions_of, count_note, match, sort_out, split_names
 from srgym.envs.sources import Sample, Source
+from srgym.errors import Refusal
 
 __all__ = ["FolderSource", "HRFolder", "LRFolder", "PairedFolders"]
 
@@ -52,13 +53,13 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, int) or self.scale < 1:
-            raise ValueError(f"scale is a whole number of at least 1, got {self.scale!r}")
+            raise Refusal(f"scale is a whole number of at least 1, got {self.scale!r}")
         if self.size is not None and (self.size < self.scale or self.size % self.scale):
-            raise ValueError(f"size is None or a multiple of the scale {self.scale}, got {self.size}")
+            raise Refusal(f"size is None or a multiple of the scale {self.scale}, got {self.size}")
         if self.crops < 1:
-            raise ValueError(f"crops is at least 1, got {self.crops}")
+            raise Refusal(f"crops is at least 1, got {self.crops}")
         if self.on_bad_image not in ("error", "skip"):
-            raise ValueError(f"on_bad_image is 'error' or 'skip', got '{self.on_bad_image}'")
+            raise Refusal(f"on_bad_image is 'error' or 'skip', got '{self.on_bad_image}'")
 
     @property
     def unit(self) -> int:
@@ -137,8 +138,8 @@ class FolderSource(Source):
             return [whole(height, width, scale)]
         if self._options.split == "train":
             return [None] * self._options.crops
-        found = tiles(height // scale, width // scale, size // scale, self._options.crops)
-        return [_enlarged(tile, scale) for tile in found]
+        windows = tiles(height // scale, width // scale, size // scale, self._options.crops)
+        return [_enlarged(tile, scale) for tile in windows]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -320,7 +321,7 @@ class LRFolder(FolderSource):
 
 def _folder(path: _Path | None, source: str, argument: str) -> Path:
     if path is None or not str(path):
-        raise ValueError(f"source '{source}' needs its argument '{argument}', a folder of images, got none")
+        raise Refusal(f"source '{source}' needs its argument '{argument}', a folder of images, got none")
     return Path(path).expanduser()
 
 

@@ -11,8 +11,17 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from srgym.envs.rendering import panels, pixels
-from srgym.envs.spaces import RewardSpec, SourceSpec, action_space, build_task, observation_space, read_actions, told
+from srgym.envs.spaces import (
+    RewardSpec,
+    SourceSpec,
+    action_space,
+    build_task,
+    numpy_reward,
+    observation_space,
+    read_actions,
+)
 from srgym.envs.task import Context
+from srgym.errors import Refusal
 
 __all__ = ["SuperResolutionEnv"]
 
@@ -87,7 +96,7 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
+            raise Refusal(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
         self.task = build_task(source, reward, prompts)
         self.observation_space = observation_space(self.task)
         self.action_space = action_space(self.task)
@@ -120,7 +129,7 @@ class SuperResolutionEnv(gymnasium.Env[Any, npt.NDArray[np.float32]]):
             "valid": bool(scored.valid[0]),
             "components": {name: value for name, value in parts.items() if math.isfinite(value)},
         }
-        reward = float(told(scored.total, self._invalid_reward)[0])
+        reward = float(numpy_reward(scored.total, self._invalid_reward)[0])
         return self._observation(self._context), reward, True, False, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:

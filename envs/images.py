@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "image_files", "image_size", "read_image", "to_float"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -35,7 +37,7 @@ _OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
-class BadImage(ValueError):
+class BadImage(Refusal):
     """A file that can't be used as an image; the message names the file, what was expected and what came."""
 
 
@@ -103,7 +105,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of images, got {root}, which {_what_is(root)}")
+        raise MissingFile(f"expected a folder of images, got {root}, which {_what_is(root)}")
     files, visited = [], set()
     for here, inside, names in os.walk(root, followlinks=True):
         real = os.path.realpath(here)
@@ -113,7 +115,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
             files += [Path(here, name) for name in names if not name.startswith(".")]
     images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     if not images:
-        raise ValueError(f"expected images ({', '.join(sorted(SUFFIXES))}) under {root}, got none")
+        raise Refusal(f"expected images ({', '.join(sorted(SUFFIXES))}) under {root}, got none")
     return images
 
 
@@ -158,7 +160,7 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
     """The file with its header read, and of an allowed size."""
     if not path.is_file():
         what = "is a folder" if path.exists() else "doesn't exist"
-        raise FileNotFoundError(f"expected an image file, got {path}, which {what}")
+        raise MissingFile(f"expected an image file, got {path}, which {what}")
     try:
         image = Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -173,8 +175,8 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    found: int = image.getexif().get(_ORIENTATION, 1)
-    return found
+    orientation: int = image.getexif().get(_ORIENTATION, 1)
+    return orientation
 
 
 def _rgb(image: Image.Image, info: dict[str | tuple[int, int], Any], path: Path) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from srgym.envs.images import BadImage
+from srgym.errors import MissingFile, Refusal
 
 __all__ = ["SPLITS", "Unusable", "by_name", "captions_of", "count_note", "match", "sort_out", "split_names"]
 
@@ -28,7 +29,7 @@ _KNOWN = (
 )
 
 
-class Unusable(ValueError):
+class Unusable(Refusal):
     """Images of a folder that can't be used; the message names them and says why."""
 
     def __init__(self, where: str, why: Mapping[str, str], of: int) -> None:
@@ -49,17 +50,15 @@ def by_name(files: Sequence[Path], root: Path, suffix: str = "") -> dict[str, Pa
     Raises:
         ValueError: when two files have one name; which of them is meant can't be told.
     """
-    found: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for path in files:
         relative = path.relative_to(root)
         name = unicodedata.normalize("NFC", relative.parent.joinpath(relative.stem).as_posix())
         name = name.removesuffix(suffix) if name.endswith(suffix) else f"<{name}>"
-        if name in found:
-            raise ValueError(
-                f"expected one file named '{name}' in {root}, got {found[name]} and {path}: which is meant?"
-            )
-        found[name] = path
-    return found
+        if name in named:
+            raise Refusal(f"expected one file named '{name}' in {root}, got {named[name]} and {path}: which is meant?")
+        named[name] = path
+    return named
 
 
 def match(lr: Mapping[str, _V], hr: Mapping[str, _V]) -> tuple[dict[str, tuple[_V, _V]], dict[str, str]]:
@@ -95,13 +94,11 @@ def split_names(names: Collection[str], split: str, where: str) -> list[str]:
         ValueError: for an unknown split, or fewer than 3 images to split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is one of {', '.join(SPLITS)}, got '{split}'")
+        raise Refusal(f"split is one of {', '.join(SPLITS)}, got '{split}'")
     if split == "all":
         return sorted(names)
     if len(names) < 3:
-        raise ValueError(
-            f"{where}: expected at least 3 images to split into train, validation and test, got {len(names)}"
-        )
+        raise Refusal(f"{where}: expected at least 3 images to split into train, validation and test, got {len(names)}")
     mixed = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
     tenth = max(1, len(names) // 10)
     parts = {"validation": mixed[:tenth], "test": mixed[tenth : 2 * tenth], "train": mixed[2 * tenth :]}
@@ -116,11 +113,11 @@ def captions_of(names: Collection[str], folder: Path) -> dict[str, str]:
         ValueError: naming the images that have no text.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected captions as a folder of NAME.txt, got {folder}, which isn't a folder")
+        raise MissingFile(f"expected captions as a folder of NAME.txt, got {folder}, which isn't a folder")
     lacking = [name for name in sorted(names) if not (folder / f"{name}.txt").is_file()]
     if lacking:
         shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-        raise ValueError(f"{folder}: expected a caption NAME.txt for each image, got none for {shown}")
+        raise Refusal(f"{folder}: expected a caption NAME.txt for each image, got none for {shown}")
     return {name: (folder / f"{name}.txt").read_text(encoding="utf-8").strip() for name in names}
 
 

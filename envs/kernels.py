@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import j1
 
+from srgym.errors import Refusal
+
 __all__ = ["SHAPES", "SIZES", "build", "draw_blur", "draw_sinc", "gaussian", "plateau", "round_gaussian", "sinc"]
 
 Array = npt.NDArray[np.float64]
@@ -24,7 +26,7 @@ SINC_PROBABILITY = 0.1
 def _grid(size: int) -> tuple[Array, Array]:
     """x and y of every cell, the centre at 0."""
     if size < 1 or size % 2 == 0:
-        raise ValueError(f"a kernel's size is odd and at least 1, got {size}")
+        raise Refusal(f"a kernel's size is odd and at least 1, got {size}")
     axis = np.arange(size, dtype=np.float64) - size // 2
     x, y = np.meshgrid(axis, axis)
     return x, y
@@ -33,7 +35,7 @@ def _grid(size: int) -> tuple[Array, Array]:
 def _distance(size: int, sigma: tuple[float, float], rotation: float) -> Array:
     """Squared Mahalanobis distance from the centre; sigma along the axes turned by `rotation` (radians)."""
     if min(sigma) <= 0:
-        raise ValueError(f"a kernel's sigma is above 0, got {sigma}")
+        raise Refusal(f"a kernel's sigma is above 0, got {sigma}")
     x, y = _grid(size)
     along = (x * math.cos(rotation) + y * math.sin(rotation)) / sigma[0]
     across = (y * math.cos(rotation) - x * math.sin(rotation)) / sigma[1]
@@ -61,7 +63,7 @@ def plateau(size: int, sigma: tuple[float, float], rotation: float = 0.0, beta: 
 def sinc(size: int, cutoff: float) -> Array:
     """The circular low-pass filter c J1(c r) / (2 pi r), cut off at c radians a pixel; it rings."""
     if not 0 < cutoff <= math.pi:
-        raise ValueError(f"a sinc kernel's cut-off is in (0, pi], got {cutoff}")
+        raise Refusal(f"a sinc kernel's cut-off is in (0, pi], got {cutoff}")
     x, y = _grid(size)
     radius = np.hypot(x, y)
     centre = radius == 0

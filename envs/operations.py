@@ -10,6 +10,8 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
+
 __all__ = ["MODES", "convolve", "gaussian_noise", "jpeg", "poisson_noise", "quantise", "resize"]
 
 MODES = ("area", "bilinear", "bicubic", "bicubic_antialias")
@@ -48,7 +50,7 @@ def _reflected(length: int, margin: int) -> Tensor:
 def resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
     """To a size in pixels, at least 1 x 1; modes of `MODES`, of which only "bicubic_antialias" filters before it."""
     if mode not in MODES:
-        raise ValueError(f"a resize mode is one of {', '.join(MODES)}, got '{mode}'")
+        raise Refusal(f"a resize mode is one of {', '.join(MODES)}, got '{mode}'")
     size = (max(1, height), max(1, width))
     if size == tuple(image.shape[-2:]):
         return image

@@ -19,6 +19,7 @@ from srgym.envs.degradation import degrade, mix_seed
 from srgym.envs.images import read_image, to_float
 from srgym.envs.leaves import dead_leaves
 from srgym.envs.sources import Sample, Source
+from srgym.errors import MissingFile, Refusal
 
 __all__ = ["PHOTOGRAPHS", "Photograph", "Photographs"]
 
@@ -107,14 +108,14 @@ class Photographs(Source):
         leaves: int = 0,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
+            raise Refusal(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
         if crops < 1:
-            raise ValueError(f"expected at least 1 crop of each photograph, got {crops}")
+            raise Refusal(f"expected at least 1 crop of each photograph, got {crops}")
         degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
         self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
         self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
         if leaves < 0:
-            raise ValueError(f"leaves is at least 0, got {leaves}")
+            raise Refusal(f"leaves is at least 0, got {leaves}")
         if split == "train":
             self.photographs += [
                 Photograph(f"leaves_{i}", _PROCEDURAL, str(i), "train", "discs") for i in range(leaves)
@@ -122,7 +123,7 @@ class Photographs(Source):
         self.provides = frozenset({"lr", "hr", "prompt", "degradation"})
         shortest = min(min(_pixels(p).shape[1:]) for p in self.photographs)
         if size is not None and not (scale <= size <= shortest and size % scale == 0):
-            raise ValueError(
+            raise Refusal(
                 f"expected size as a multiple of the scale {scale} up to {shortest}, the shortest side in '{split}', "
                 f"got {size}"
             )
@@ -192,12 +193,10 @@ def _pixels(photograph: Photograph) -> Tensor:
         return dead_leaves(int(photograph.file))
     spec = find_spec(photograph.library)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"the photograph '{photograph.name}' ships with {photograph.library}, which isn't installed"
-        )
+        raise MissingFile(f"the photograph '{photograph.name}' ships with {photograph.library}, which isn't installed")
     path = Path(spec.origin).parent / _FOLDERS[photograph.library] / photograph.file
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"expected the photograph '{photograph.name}' in {photograph.library}, at {path}; it isn't there"
         )
     return read_image(path)

@@ -37,6 +37,7 @@ from torch import Tensor
 from srgym.envs.images import BadImage, image_files, image_size, read_image, to_float
 from srgym.envs.inventory import split_names
 from srgym.envs.sources import Sample, Source
+from srgym.errors import MissingFile, Refusal
 from srgym.files import to_png
 
 __all__ = ["Preference", "Preferences", "write_preferences"]
@@ -75,7 +76,7 @@ def write_preferences(path: str | Path, pairs: Iterable[Preference]) -> int:
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} is there already: choose another place for the preferences, or remove it")
+        raise Refusal(f"{path} is there already: choose another place for the preferences, or remove it")
     return _write_parquet(path, pairs) if path.suffix == ".parquet" else _write_folder(path, pairs)
 
 
@@ -144,19 +145,19 @@ class Preferences(Source):
 
     def __init__(self, path: str | Path | None, scale: int | None = None, split: str = "all") -> None:
         if path is None:
-            raise ValueError("preferences need env.path, a folder or a Parquet file; got none")
+            raise Refusal("preferences need env.path, a folder or a Parquet file; got none")
         self.path = Path(path)
         if not self.path.exists():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"expected preferences at {self.path}, a folder with {', '.join(PARTS)} or a Parquet file; found none"
             )
         self._rows = _read_folder(self.path) if self.path.is_dir() else _read_parquet(self.path)
         if not self._rows:
-            raise ValueError(f"expected at least one pair in {self.path}, got none")
+            raise Refusal(f"expected at least one pair in {self.path}, got none")
         sizes = [_check_sizes(row, self.path) for row in self._rows]
         self.scale, self.size = self._common(sizes)
         if scale not in (None, self.scale):
-            raise ValueError(f"{self.path}: expected pairs of scale {scale}, got pairs of scale {self.scale}")
+            raise Refusal(f"{self.path}: expected pairs of scale {scale}, got pairs of scale {self.scale}")
         photographs = {_photograph(row) for row in self._rows}
         kept = set(split_names(photographs, split, str(self.path)))
         self._rows = [row for row in self._rows if _photograph(row) in kept]
@@ -167,10 +168,10 @@ class Preferences(Source):
         scale, size = sizes[0]
         for row, (other, _) in zip(self._rows, sizes, strict=True):
             if other != scale:
-                raise ValueError(
+                raise Refusal(
                     f"{self.path}: expected one scale for all pairs, got {scale} and, in '{row.name}', {other}"
                 )
-        return scale, size if all(one == size for _, one in sizes) else None
+        return scale, size if all(other == size for _, other in sizes) else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -190,13 +191,13 @@ class Preferences(Source):
     def pair(self, index: int) -> Preference:
         """Pair number `index`, whole."""
         row = self._rows[self._place(index)]
-        lr, win, lose = (_image(one, row.name) for one in row.images)
+        lr, win, lose = (_image(image, row.name) for image in row.images)
         return Preference(row.id, lr, win, lose, row.prompt, row.gap)
 
     def pairs(self, index: Tensor) -> TensorDict:
         """What offline DPO needs beside contexts: index int64 [N] to TensorDict [N] of `win`, `lose` [N, 3, H, W]."""
-        found = {int(i): self.pair(int(i)) for i in index.unique()}  # type: ignore[no-untyped-call]
-        images = {part: torch.stack([getattr(found[int(i)], part) for i in index]) for part in ("win", "lose")}
+        drawn = {int(i): self.pair(int(i)) for i in index.unique()}  # type: ignore[no-untyped-call]
+        images = {part: torch.stack([getattr(drawn[int(i)], part) for i in index]) for part in ("win", "lose")}
         return TensorDict(images, batch_size=[len(index)])
 
 
@@ -216,13 +217,14 @@ def _read_folder(folder: Path) -> list[_Row]:
     for name in sorted(set().union(*parts, known)):
         lacking = [part for part, files in zip(PARTS, parts, strict=True) if name not in files]
         if lacking:
-            raise ValueError(
+            raise Refusal(
                 f"{folder}: pair '{name}' has no image in {' and '.join(lacking)}; a pair needs all of {PARTS}"
             )
-        told = known.get(name, {})
-        gap = told.get("gap")
+        entry = known.get(name, {})
+        gap = entry.get("gap")
         images = tuple(files[name] for files in parts)
-        rows.append(_Row(name, images, told.get("id") or name, told.get("prompt") or None, float(gap) if gap else None))  # type: ignore[arg-type]
+        label, prompt = entry.get("id") or name, entry.get("prompt") or None
+        rows.append(_Row(name, images, label, prompt, float(gap) if gap else None))  # type: ignore[arg-type]
     return rows
 
 
@@ -232,7 +234,7 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         if "name" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns name, id, prompt, gap, got {reader.fieldnames}")
+            raise Refusal(f"{path}: expected the columns name, id, prompt, gap, got {reader.fieldnames}")
         return {row["name"]: row for row in reader}
 
 
@@ -243,17 +245,17 @@ def _read_parquet(path: Path) -> list[_Row]:
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(
+        raise Refusal(
             f"{path}: expected a Parquet file of preferences, got one that can't be read ({error})"
         ) from error
     lacking = [part for part in PARTS if part not in table.column_names]
     if lacking:
-        raise ValueError(f"{path}: expected the columns {', '.join(PARTS)}, got {', '.join(table.column_names)}")
+        raise Refusal(f"{path}: expected the columns {', '.join(PARTS)}, got {', '.join(table.column_names)}")
     rows = []
     for number, row in enumerate(table.to_pylist()):
         images = tuple(row[part]["bytes"] if isinstance(row[part], dict) else row[part] for part in PARTS)
         if any(image is None for image in images):
-            raise ValueError(f"{path}: row {number} lacks an image; a pair needs all of {PARTS}")
+            raise Refusal(f"{path}: row {number} lacks an image; a pair needs all of {PARTS}")
         gap = row.get("gap")
         name = f"row {number}"
         rows.append(_Row(name, images, row.get("id") or name, row.get("prompt"), None if gap is None else float(gap)))
@@ -287,7 +289,7 @@ def _check_sizes(row: _Row, path: Path) -> tuple[int, tuple[int, int]]:
     context, win, lose = (_size(image, row.name) for image in row.images)
     scale = win[0] // context[0]
     if win != lose or scale < 1 or win != (scale * context[0], scale * context[1]):
-        raise ValueError(
+        raise Refusal(
             f"{path}: pair '{row.name}' must have a winner and a loser of one size, a whole number of times the "
             f"context's; got context {context}, winner {win}, loser {lose} (height, width)"
         )

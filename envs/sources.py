@@ -1,11 +1,11 @@
 """Where contexts come from: a `Source` is a fixed list of samples, each drawn again the same at every visit."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from srgym.registry import Registry, class_of, quoted
+from srgym.errors import Refusal
+from srgym.registry import Registry, Spec, class_of, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,7 @@ def listing() -> list[dict[str, Any]]:
     return [asdict(row) | {"provides": list(row.provides), "origin": SOURCES.origin(row.name)} for row in rows]
 
 
-def make(spec: str | Mapping[str, Any] | Source, **options: Any) -> Source:
+def make(spec: Spec | Source, **options: Any) -> Source:
     """A source by name, by the dotted path `module:Class` of one's own, or by a mapping `{"name": ..., **options}`.
 
     Args:
@@ -137,7 +137,7 @@ def make(spec: str | Mapping[str, Any] | Source, **options: Any) -> Source:
     """
     if isinstance(spec, Source):
         if options:
-            raise ValueError(f"the source '{spec.name}' is already made; it takes no options, got {quoted(options)}")
+            raise Refusal(f"the source '{spec.name}' is already made; it takes no options, got {quoted(options)}")
         return spec
     source: Source = SOURCES.make(spec, **options)
     return source

@@ -1,7 +1,6 @@
 """What the two Gymnasium faces share: the task from plain arguments, spaces, observations, actions, scores."""
 
 import string
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from srgym import rewards
 from srgym.envs import sources
 from srgym.envs.sources import Source
 from srgym.envs.task import SRTask
+from srgym.errors import Refusal
+from srgym.registry import Spec
 from srgym.rewards.base import Reward
 
 __all__ = [
@@ -24,11 +25,11 @@ __all__ = [
     "fixed_size",
     "observation_space",
     "read_actions",
-    "told",
+    "numpy_reward",
 ]
 
-SourceSpec = str | Mapping[str, Any] | Source
-RewardSpec = str | Mapping[str, Any] | Reward
+SourceSpec = Spec | Source
+RewardSpec = Spec | Reward
 
 
 def build_task(source: SourceSpec, reward: RewardSpec, prompts: bool | str) -> SRTask:
@@ -43,7 +44,7 @@ def fixed_size(task: SRTask) -> tuple[int, int]:
         ValueError: when they differ: a space has one shape.
     """
     if task.source.size is None:
-        raise ValueError(
+        raise Refusal(
             f"an environment needs images of one size, and those of the source '{task.source.name}' differ: "
             "give it size=..., the side of a crop in HR pixels, or use srgym.envs.SRTask, which takes any"
         )
@@ -74,16 +75,16 @@ def read_actions(actions: npt.ArrayLike, shape: tuple[int, ...], device: torch.d
     Raises:
         ValueError: for another shape, or for integers: levels of 0 to 255 would be taken for white.
     """
-    given = np.asarray(actions)
-    if given.shape != shape or not np.issubdtype(given.dtype, np.floating):
-        raise ValueError(
-            f"expected SR as floats in [0, 1] of shape {list(shape)}, got {given.dtype} of {list(given.shape)}"
+    array = np.asarray(actions)
+    if array.shape != shape or not np.issubdtype(array.dtype, np.floating):
+        raise Refusal(
+            f"expected SR as floats in [0, 1] of shape {list(shape)}, got {array.dtype} of {list(array.shape)}"
         )
-    images = torch.tensor(given, dtype=torch.float32, device=device)
+    images = torch.tensor(array, dtype=torch.float32, device=device)
     return images.movedim(-1, -3).clamp(0, 1).contiguous()
 
 
-def told(total: Tensor, invalid_reward: float | None) -> npt.NDArray[np.float64]:
+def numpy_reward(total: Tensor, invalid_reward: float | None) -> npt.NDArray[np.float64]:
     """Totals as the environment tells them: NaN where there is no score, or the number that the user chose for it."""
     rewards_ = total.detach().double().cpu().numpy().copy()
     if invalid_reward is not None:

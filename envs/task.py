@@ -9,6 +9,7 @@ from torch import Tensor
 
 from srgym.envs.sources import Sample, Source
 from srgym.envs.sources import listing as sources
+from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
 from srgym.rewards.registry import listing as rewards
 
@@ -88,7 +89,7 @@ class SRTask:
             ValueError: for a task that was made without one.
         """
         if self._reward is None:
-            raise ValueError("this task was made without a reward: give it one, or hand `score` the reward")
+            raise Refusal("this task was made without a reward: give it one, or hand `score` the reward")
         return self._reward
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class SRTask:
         """
         index = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64).cpu()
         if index.ndim != 1 or not len(index):
-            raise ValueError(f"expected indices [B] of at least one context, got {list(index.shape)}")
+            raise Refusal(f"expected indices [B] of at least one context, got {list(index.shape)}")
         samples = [self.source[int(i)] for i in index]
         self._check_sizes(samples)
         return self._joined(index.tolist(), samples)
@@ -141,7 +142,7 @@ class SRTask:
         first = samples[0]
         for other in samples[1:]:
             if other.lr.shape != first.lr.shape:
-                raise ValueError(
+                raise Refusal(
                     f"expected LR images of one size in a batch, got '{first.id}' of {_sides(first.lr)} and "
                     f"'{other.id}' of {_sides(other.lr)}: give the source '{self.source.name}' a crop size, or take "
                     "them one by one"
@@ -185,7 +186,7 @@ class SRTask:
         else:
             sides = tuple(sr.shape[2:])
         if sr.ndim != 4 or not len(sr) or len(sr) % count or tuple(sr.shape[1:]) != (3, *sides):
-            raise ValueError(
+            raise Refusal(
                 f"expected K images of each of {count} contexts as [{count} * K, 3, {sides[0]}, {sides[1]}], "
                 f"got {list(sr.shape)}"
             )
@@ -225,9 +226,9 @@ def _all(values: list[_T | None]) -> list[_T] | None:
     return present if len(present) == len(values) else None
 
 
-def _what_would_work(source: Source, reward: Reward, missing: Collection[str], given: Collection[str]) -> str:
+def _what_would_work(source: Source, reward: Reward, missing: Collection[str], provided: Collection[str]) -> str:
     """The sentence that names both sides, and what would go with each."""
-    fitting = [row["name"] for row in rewards() if set(row["needs"]) - {"group", "index"} <= set(given)]
+    fitting = [row["name"] for row in rewards() if set(row["needs"]) - {"group", "index"} <= set(provided)]
     able = [row["name"] for row in sources() if reward.needs - {"group", "index"} <= set(row["provides"])]
     ways = []
     if fitting:
@@ -238,7 +239,7 @@ def _what_would_work(source: Source, reward: Reward, missing: Collection[str], g
         ways.append("prompts=True")
     return (
         f"reward '{reward.name}' needs {_listed(missing)}, which the source '{source.name}' doesn't give: it gives "
-        f"{_listed(given)}" + (f"; take {', or '.join(ways)}" if ways else "")
+        f"{_listed(provided)}" + (f"; take {', or '.join(ways)}" if ways else "")
     )
 
 

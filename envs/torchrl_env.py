@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 
 from srgym.envs.spaces import RewardSpec, SourceSpec, build_task, fixed_size
 from srgym.envs.task import Context
+from srgym.errors import Refusal
 
 __all__ = ["SuperResolutionTorchEnv"]
 
@@ -53,7 +54,7 @@ class SuperResolutionTorchEnv(EnvBase):
         device: str | torch.device = "cpu",
     ) -> None:
         if groups < 1 or group_size < 1:
-            raise ValueError(f"groups and group_size are at least 1, got {groups} and {group_size}")
+            raise Refusal(f"groups and group_size are at least 1, got {groups} and {group_size}")
         self.task = build_task(source, reward, prompts)
         super().__init__(device=torch.device(device), batch_size=torch.Size([groups, group_size]))
         self._invalid_reward = invalid_reward
@@ -96,7 +97,7 @@ class SuperResolutionTorchEnv(EnvBase):
             return np.ones(self.batch_size[0], dtype=np.bool_)
         rows = mask.reshape(self.batch_size).cpu()
         if bool((rows.any(1) != rows.all(1)).any()):
-            raise ValueError(
+            raise Refusal(
                 f"expected a reset of whole groups of {self.batch_size[1]} rows, which share a context, "
                 f"got {rows.tolist()}"
             )
@@ -111,8 +112,8 @@ class SuperResolutionTorchEnv(EnvBase):
         valid = scored.valid.reshape(*self.batch_size, 1)
         if self._invalid_reward is not None:
             reward = torch.where(valid, reward, self._invalid_reward)
-        told = {**self._seen(self._context), "valid": valid, "reward": reward, **self._flags(True)}
-        return TensorDict(told, self.batch_size)
+        after = {**self._seen(self._context), "valid": valid, "reward": reward, **self._flags(True)}
+        return TensorDict(after, self.batch_size)
 
     def _seen(self, context: Context) -> dict[str, Any]:
         size = self.batch_size[1]

@@ -13,8 +13,17 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from srgym.envs.rendering import panels, pixels
-from srgym.envs.spaces import RewardSpec, SourceSpec, action_space, build_task, observation_space, read_actions, told
+from srgym.envs.spaces import (
+    RewardSpec,
+    SourceSpec,
+    action_space,
+    build_task,
+    numpy_reward,
+    observation_space,
+    read_actions,
+)
 from srgym.envs.task import Context
+from srgym.errors import Refusal
 from srgym.rewards.base import RewardOutput
 
 __all__ = ["SuperResolutionVectorEnv"]
@@ -69,9 +78,9 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
         render_mode: str | None = None,
     ) -> None:
         if group_size < 1 or num_envs < 1 or num_envs % group_size:
-            raise ValueError(f"num_envs is a multiple of group_size, got {num_envs} rows in groups of {group_size}")
+            raise Refusal(f"num_envs is a multiple of group_size, got {num_envs} rows in groups of {group_size}")
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
+            raise Refusal(f"render_mode is 'rgb_array' or None, got '{render_mode}'")
         self.metadata = {**self.metadata, "autoreset_mode": _mode(autoreset_mode)}
         self.task = build_task(source, reward, prompts)
         self.single_observation_space = observation_space(self.task)
@@ -122,7 +131,7 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
             raise ResetNeeded("an episode is one step: expected reset() of all groups before another step()")
         sr = read_actions(actions, (self.num_envs, *self.single_action_space.shape), self._device)
         scored = self.task.score(self._context, sr)
-        rewards = told(scored.total, self._invalid_reward)
+        rewards = numpy_reward(scored.total, self._invalid_reward)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         observation, info = self._observation(self._context), self._about(self._context, everyone)
         info |= self._scores(scored, everyone)
@@ -154,7 +163,7 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
         count = int(groups.sum())
         drawn = self.np_random.integers(len(self.task), size=count) if index is None else np.asarray(index)
         if drawn.shape != (count,):
-            raise ValueError(f"expected options['index'] for {count} groups, got {list(drawn.shape)}")
+            raise Refusal(f"expected options['index'] for {count} groups, got {list(drawn.shape)}")
         places = np.zeros(self._groups, np.int64) if self._context is None else self._context.index.numpy().copy()
         places[groups] = drawn
         self._context = self.task.context(torch.from_numpy(places))
@@ -166,13 +175,13 @@ class SuperResolutionVectorEnv(VectorEnv[Any, npt.NDArray[np.float32], npt.NDArr
             return np.ones(self._groups, dtype=np.bool_)
         rows = np.asarray(mask)
         if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
-            raise ValueError(
+            raise Refusal(
                 f"expected options['reset_mask'] as bool [{self.num_envs}] with at least one row, "
                 f"got {rows.dtype} {list(rows.shape)}"
             )
         grouped = rows.reshape(self._groups, self.group_size)
         if (grouped.any(1) != grouped.all(1)).any():
-            raise ValueError(
+            raise Refusal(
                 f"expected options['reset_mask'] of whole groups of {self.group_size} rows, which share a context, "
                 f"got {rows.tolist()}"
             )
@@ -222,10 +231,10 @@ def _mode(asked: str | AutoresetMode) -> AutoresetMode:
     by_name = {mode.value: mode for mode in AutoresetMode} | {mode.name: mode for mode in AutoresetMode}
     mode = asked if isinstance(asked, AutoresetMode) else by_name.get(asked)
     if mode is AutoresetMode.NEXT_STEP:
-        raise ValueError(
+        raise Refusal(
             "autoreset_mode 'NextStep' doesn't go with episodes of one step: every other action would be ignored; "
             "expected 'Disabled' or 'SameStep'"
         )
     if mode is None:
-        raise ValueError(f"autoreset_mode is 'Disabled' or 'SameStep', got '{asked}'")
+        raise Refusal(f"autoreset_mode is 'Disabled' or 'SameStep', got '{asked}'")
     return mode

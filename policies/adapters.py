@@ -6,7 +6,6 @@ flips `requires_grad` between adapters, after which the learner trains nothing.
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.files import write_json
+from srgym.sealed import Damaged, check_shapes, read_object, read_tensors
 
 __all__ = [
     "ADAPTERS", "LoraSettings", "add", "add_snapshot", "copy", "deltas", "equal", "inject", "layers", "names",
@@ -41,9 +42,9 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"a LoRA's rank is at least 1, got {self.rank}")
+            raise Refusal(f"a LoRA's rank is at least 1, got {self.rank}")
         if self.alpha <= 0:
-            raise ValueError(f"a LoRA's alpha is above 0, got {self.alpha}")
+            raise Refusal(f"a LoRA's alpha is above 0, got {self.alpha}")
 
 
 # A large model has thousands of modules, and every switch of an adapter asks for those that carry one.
@@ -70,7 +71,7 @@ def names(model: nn.Module) -> tuple[str, ...]:
 def _check_names(model: nn.Module, *wanted: str) -> None:
     for adapter in wanted:
         if adapter not in names(model):
-            raise ValueError(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
+            raise Refusal(f"no adapter '{adapter}': the model has {', '.join(names(model)) or 'none'}")
 
 
 def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
@@ -92,11 +93,11 @@ def add(model: nn.Module, settings: LoraSettings, generator: torch.Generator) ->
 def inject(model: nn.Module, settings: LoraSettings) -> None:
     """`add` without its own initial values: the layers are there, the learner is active, and it alone trains."""
     if layers(model):
-        raise ValueError("adapters can be added once: expected a model without LoRA layers, got one that has them")
+        raise Refusal("adapters can be added once: expected a model without LoRA layers, got one that has them")
     modules = [name for name, _ in model.named_modules()]
     for target in settings.targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
-            raise ValueError(f"LoRA target '{target}' matches no module of {type(model).__name__}")
+            raise Refusal(f"LoRA target '{target}' matches no module of {type(model).__name__}")
     for adapter in ADAPTERS:
         _inject(model, settings, adapter)
     for parameter in model.parameters():
@@ -171,9 +172,9 @@ def copy(model: nn.Module, source: str, target: str, decay: float = 0.0) -> None
 
 
 @torch.no_grad()
-def equal(model: nn.Module, one: str, other: str) -> bool:
+def equal(model: nn.Module, adapter: str, other: str) -> bool:
     """Whether two adapters are the same bit for bit."""
-    return all(torch.equal(a, b) for a, b in _pair(model, one, other))
+    return all(torch.equal(a, b) for a, b in _pair(model, adapter, other))
 
 
 @contextlib.contextmanager
@@ -213,6 +214,30 @@ def deltas(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return result
 
 
+def read_settings(folder: Path) -> tuple[LoraSettings, list[str]]:
+    """What `adapters.json` says: the adapters' settings, and their names.
+
+    Raises:
+        Damaged: where it says something else.
+    """
+    path = folder / "adapters.json"
+    described = read_object(path, {"rank": int, "alpha": (int, float), "adapters": list})
+    strings = {key: described.get(key, []) for key in ("targets", "exclude", "adapters")}
+    for key, held in strings.items():
+        if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+            raise Damaged(f"{path}: expected a list of names as '{key}', got {held!r:.80}")
+    for name in strings["adapters"]:
+        if not name.isidentifier():
+            raise Damaged(f"{path}: '{name}' is no name of an adapter")
+    try:
+        settings = LoraSettings(
+            described["rank"], described["alpha"], tuple(strings["targets"]), tuple(strings["exclude"])
+        )
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from error
+    return settings, strings["adapters"]
+
+
 def write(model: nn.Module, folder: Path, settings: LoraSettings) -> None:
     """Write adapters as `adapter_{name}.safetensors`, with `adapters.json` beside: where alpha is not the rank, LoRA
     tensors without their alpha are silently another model."""
@@ -231,25 +256,19 @@ def read(model: nn.Module, folder: Path, add_with: Any) -> None:
     """Read what `write` wrote; `add_with(settings)` puts fresh adapters on the model first.
 
     Raises:
-        ValueError: naming the first tensor that doesn't fit.
+        Damaged: naming the first tensor that doesn't fit, or the file that can't be read.
     """
-    from safetensors.torch import load_file
-
-    described = json.loads((folder / "adapters.json").read_text())
-    kept = described.pop("adapters")
-    targets, exclude = (tuple(described.get(name, ())) for name in ("targets", "exclude"))
-    settings = LoraSettings(described["rank"], described["alpha"], targets, exclude)
+    settings, kept = read_settings(folder)
     add_with(settings)
     for adapter in kept:
         if adapter not in names(model):
             add_snapshot(model, settings, adapter)
-        stored = load_file(folder / f"adapter_{adapter}.safetensors")
-        for name, parameter in parameters(model, adapter):
-            key = name.replace(f".{adapter}.", ".")
-            if key not in stored or stored[key].shape != parameter.shape:
-                came = tuple(stored[key].shape) if key in stored else "nothing"
-                raise ValueError(f"adapter tensor '{key}' in {folder}: expected {tuple(parameter.shape)}, got {came}")
-            parameter.copy_(stored[key])
+        path = folder / f"adapter_{adapter}.safetensors"
+        stored = read_tensors(path)
+        own = {name.replace(f".{adapter}.", "."): parameter for name, parameter in parameters(model, adapter)}
+        check_shapes(path, stored, own)
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
     for adapter in ADAPTERS:
         if adapter not in kept:
             copy(model, "default", adapter)

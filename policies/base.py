@@ -5,7 +5,6 @@ x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t in [0, 1] from noise (1) to i
 
 import contextlib
 import functools
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
+from srgym.files import write_json
 from srgym.policies import adapters
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.registry import POLICIES
 from srgym.policies.solvers import DPM2M, SOLVERS, STOCHASTIC, Euler, Memory, Stochastic
+from srgym.sealed import seal
 
 __all__ = ["FlowPolicy", "Sampling"]
 
@@ -48,16 +50,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"sampling needs at least 1 step, got {self.steps}")
+            raise Refusal(f"sampling needs at least 1 step, got {self.steps}")
         if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver '{self.solver}': expected one of {', '.join(SOLVERS)}")
+            raise Refusal(f"unknown solver '{self.solver}': expected one of {', '.join(SOLVERS)}")
         if (self.solver in STOCHASTIC) != (self.noise_level > 0):
-            raise ValueError(
+            raise Refusal(
                 f"a noise level above 0 belongs to the solvers {', '.join(STOCHASTIC)} and to no other: "
                 f"got solver '{self.solver}' with noise level {self.noise_level}"
             )
         if not 0 <= self.grad_last <= self.steps:
-            raise ValueError(f"grad_last is between 0 and the {self.steps} steps, got {self.grad_last}")
+            raise Refusal(f"grad_last is between 0 and the {self.steps} steps, got {self.grad_last}")
 
     def solver_at(self, step: int) -> Euler | DPM2M | Stochastic:
         """What takes step number `step` (from 0)."""
@@ -202,7 +204,7 @@ class FlowPolicy(nn.Module, ABC):
             ValueError: for a policy without adapters, or a source that it hasn't got.
         """
         if self.lora is None:
-            raise ValueError(f"policy '{self.name}' has no adapters to keep '{name}' among: call add_adapters() first")
+            raise Refusal(f"policy '{self.name}' has no adapters to keep '{name}' among: call add_adapters() first")
         if name not in adapters.names(self.core):
             adapters.add_snapshot(self.core, self.lora, name, source)
 
@@ -222,9 +224,9 @@ class FlowPolicy(nn.Module, ABC):
         """target <- decay * target + (1 - decay) * source, over adapters."""
         adapters.copy(self.core, source, target, decay)
 
-    def same_adapters(self, one: str, other: str) -> bool:
+    def same_adapters(self, adapter: str, other: str) -> bool:
         """Whether two adapters are equal bit for bit, so that one forward serves both."""
-        return not self.has_adapters or adapters.equal(self.core, one, other)
+        return not self.has_adapters or adapters.equal(self.core, adapter, other)
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The learner's parameters by name: the LoRA `default`, or all weights of a policy without adapters."""
@@ -246,9 +248,9 @@ class FlowPolicy(nn.Module, ABC):
         own = {name.replace(".base_layer.", "."): p for name, p in self.core.named_parameters()}
         for name, delta in deltas.items():
             if name not in own:
-                raise ValueError(f"the LoRA changes '{name}', which {type(self).__name__} hasn't got")
+                raise Refusal(f"the LoRA changes '{name}', which {type(self).__name__} hasn't got")
             if own[name].shape != delta.shape:
-                raise ValueError(f"'{name}': expected a delta of {tuple(own[name].shape)}, got {tuple(delta.shape)}")
+                raise Refusal(f"'{name}': expected a delta of {tuple(own[name].shape)}, got {tuple(delta.shape)}")
         for name, delta in deltas.items():
             merged = own[name].float() + weight * delta.to(own[name].device).float()
             own[name].copy_(merged.to(own[name].dtype))
@@ -272,7 +274,7 @@ class FlowPolicy(nn.Module, ABC):
         """
         groups = len(obs["lr"])
         if groups == 0 or len(seeds) % groups:
-            raise ValueError(f"a rollout of {groups} contexts needs a multiple of {groups} seeds, got {len(seeds)}")
+            raise Refusal(f"a rollout of {groups} contexts needs a multiple of {groups} seeds, got {len(seeds)}")
         with torch.no_grad():
             cond = repeat(self.encode(obs), len(seeds) // groups)
         return self.sample(cond, sampling, seeds)
@@ -325,7 +327,7 @@ class FlowPolicy(nn.Module, ABC):
         Raises:
             ValueError: for a policy that has none.
         """
-        raise ValueError(f"policy '{self.name}' has no classifier-free guidance: expected guidance 1, got {guidance}")
+        raise Refusal(f"policy '{self.name}' has no classifier-free guidance: expected guidance 1, got {guidance}")
 
     @torch.no_grad()
     def predict(
@@ -364,14 +366,15 @@ class FlowPolicy(nn.Module, ABC):
         """Read what `save_base` wrote."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the policy: `policy.json`, its own weights and its adapters (safetensors)."""
+        """Write the policy, sealed: `policy.json`, its own weights and its adapters (safetensors)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         described = {"policy": POLICIES.name_of(type(self)), "config": self.config, "adapters": self.has_adapters}
-        (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_json(folder / "policy.json", described)
         self.save_base(folder)
         if self.lora is not None:
             adapters.write(self.core, folder, self.lora)
+        seal(folder)
 
 
 def repeat(cond: TensorDict, times: int) -> TensorDict:

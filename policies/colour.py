@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
+
 __all__ = ["MODES", "fix_colour"]
 
 MODES = ("none", "adain", "wavelet")
@@ -23,11 +25,11 @@ def fix_colour(image: Tensor, reference: Tensor, mode: str = "adain") -> Tensor:
         ValueError: for another mode, or shapes that differ.
     """
     if mode not in MODES:
-        raise ValueError(f"colour is one of {', '.join(MODES)}, got '{mode}'")
+        raise Refusal(f"colour is one of {', '.join(MODES)}, got '{mode}'")
     if mode == "none":
         return image
     if image.shape != reference.shape:
-        raise ValueError(
+        raise Refusal(
             f"a colour fix needs two images of one shape, got {tuple(image.shape)} and {tuple(reference.shape)}"
         )
     if mode == "adain":

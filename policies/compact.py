@@ -7,7 +7,6 @@ is left, normalised by that spread: luma folded 4 x 4 (16 channels) and chroma a
 can't speckle in it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +17,15 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
 from srgym.policies.base import FlowPolicy
+from srgym.sealed import check_shapes, read_tensors
 
 __all__ = ["CompactPolicy", "bicubic"]
 
 FOLD = 4
 _LATENT = FOLD * FOLD + 2
+_LARGEST = 1024
 _BASE_WEIGHTS = Path(__file__).parent / "weights" / "compact_base"
 
 
@@ -151,7 +153,7 @@ class CompactPolicy(FlowPolicy):
         seed: of the random weights.
 
     Raises:
-        ValueError: for a scale outside 1..4.
+        ValueError: for a scale outside 1..4, or a network larger than anyone means.
         FileNotFoundError: for weights that aren't there.
     """
 
@@ -173,11 +175,14 @@ class CompactPolicy(FlowPolicy):
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 3, 4):
-            raise ValueError(f"the compact policy upsamples by 1, 2, 3 or 4, got {scale}")
+            raise Refusal(f"the compact policy upsamples by 1, 2, 3 or 4, got {scale}")
         self.scale = scale
         self._shape = {
             "encoder_width": encoder_width, "encoder_depth": encoder_depth, "width": width, "middle": middle,
         }  # fmt: skip
+        for name, size in self._shape.items():
+            if type(size) is not int or not 1 <= size <= _LARGEST:
+                raise Refusal(f"expected {name} as a whole number from 1 to {_LARGEST}, got {size!r:.40}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = _Encoder(encoder_width, encoder_depth)
@@ -283,15 +288,9 @@ class CompactPolicy(FlowPolicy):
         save_file({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, folder / "model.safetensors")
 
     def load_base(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         path = folder / "model.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"expected the compact policy's weights at {path}, found no such file")
-        stored, own = load_file(path), self.state_dict()
-        for name, tensor in own.items():
-            if name not in stored or stored[name].shape != tensor.shape:
-                came = tuple(stored[name].shape) if name in stored else "nothing"
-                described = json.dumps(self._shape)
-                raise ValueError(f"'{name}' in {path}: expected {tuple(tensor.shape)} for {described}, got {came}")
+            raise MissingFile(f"expected the compact policy's weights at {path}, found no such file")
+        stored = read_tensors(path)
+        check_shapes(path, stored, self.state_dict())
         self.load_state_dict(stored)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from srgym.errors import Refusal
+
 __all__ = [
     "PLACEMENTS", "ConditionCache", "OnDemand", "decode_tiled", "digest", "fingerprint", "pack", "pad_to",
     "reference_size", "resize", "set_shifted_sigmas", "unpack",
@@ -192,7 +194,7 @@ class ConditionCache:
 
     def __init__(self, size: int, folder: Path | None = None) -> None:
         if size < 1:
-            raise ValueError(f"the cache of conditions keeps at least 1, got {size}")
+            raise Refusal(f"the cache of conditions keeps at least 1, got {size}")
         self._size, self._folder = size, folder
         self._entries: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -239,7 +241,7 @@ class OnDemand:
         self, what: str, modules: Sequence[nn.Module | None], placement: str, drop: Callable[[], None]
     ) -> None:
         if placement not in PLACEMENTS:
-            raise ValueError(f"{what}: expected one of {', '.join(PLACEMENTS)}, got '{placement}'")
+            raise Refusal(f"{what}: expected one of {', '.join(PLACEMENTS)}, got '{placement}'")
         self.what, self.placement = what, placement
         self._modules = [module for module in modules if module is not None]
         self._drop = drop
@@ -270,7 +272,7 @@ class OnDemand:
             ValueError: once they are dropped.
         """
         if self.dropped:
-            raise ValueError(
+            raise Refusal(
                 f"the {self.what} was dropped and this condition isn't in the cache: expected a context that was "
                 f"encoded before, or a policy with {self.what.replace(' ', '_')}='offload'"
             )

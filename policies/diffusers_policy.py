@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import MissingFile, Refusal
 from srgym.policies import diffusers_common as common
 from srgym.policies.base import FlowPolicy
 
@@ -30,15 +31,15 @@ def open_pipeline(path: str | Path, class_name: str, dtype: str, **components: A
     folder = Path(path).expanduser()
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"expected a {class_name} saved by diffusers in {folder}, which has no model_index.json; "
             "fetch the model's repository into a folder and give that as path"
         )
-    found = json.loads(index.read_text()).get("_class_name")
-    if found != class_name and not components:
-        raise ValueError(f"expected a {class_name} in {folder}, got a {found}")
+    named = json.loads(index.read_text()).get("_class_name")
+    if named != class_name and not components:
+        raise Refusal(f"expected a {class_name} in {folder}, got a {named}")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got '{dtype}'")
+        raise Refusal(f"dtype: expected float32, bfloat16 or float16, got '{dtype}'")
     import diffusers
 
     kind = getattr(diffusers, class_name)
@@ -114,9 +115,9 @@ class DiffusersPolicy(FlowPolicy):
     ) -> None:
         super().__init__()
         if (path is None) == (pipe is None):
-            raise ValueError(f"{self.name}: expected one of path (a {self.pipeline} on disk) and pipe (such an object)")
+            raise Refusal(f"{self.name}: expected one of path (a {self.pipeline} on disk) and pipe (such an object)")
         if scale < 1 or rows < 1:
-            raise ValueError(f"{self.name}: scale and rows are at least 1, got {scale} and {rows}")
+            raise Refusal(f"{self.name}: scale and rows are at least 1, got {scale} and {rows}")
         self.path = str(Path(path).expanduser().resolve()) if path is not None else None
         self.pipe = pipe if pipe is not None else self._open(str(path), dtype)
         self.scale, self.prompt, self.negative_prompt = scale, prompt, negative_prompt
@@ -132,7 +133,7 @@ class DiffusersPolicy(FlowPolicy):
         self.vae: Any = self.pipe.vae
         self.factor: int = self.pipe.vae_scale_factor
         if decode_tile is not None and decode_tile < 8 * self.factor:
-            raise ValueError(f"{self.name}: decode_tile is at least {8 * self.factor} pixels, got {decode_tile}")
+            raise Refusal(f"{self.name}: decode_tile is at least {8 * self.factor} pixels, got {decode_tile}")
         self.rows, self._decode_tile = rows, decode_tile and decode_tile // self.factor
         self._scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
         self._changed = False
@@ -229,7 +230,7 @@ class DiffusersPolicy(FlowPolicy):
         lr, prompts = obs["lr"], obs.get("prompt")
         prompts = [self.prompt] * len(lr) if prompts is None else list(prompts)
         if len(prompts) != len(lr):
-            raise ValueError(f"expected a prompt for each of {len(lr)} contexts, got {len(prompts)}")
+            raise Refusal(f"expected a prompt for each of {len(lr)} contexts, got {len(prompts)}")
         device = self.device
         lr = lr.to(device)
         rows = [self._encode_one(lr[i : i + 1], prompt) for i, prompt in enumerate(prompts)]
@@ -279,7 +280,7 @@ class DiffusersPolicy(FlowPolicy):
             ValueError: if the policy was built without a negative prompt.
         """
         if cond.get("negative", None) is None:
-            raise ValueError(
+            raise Refusal(
                 f"guidance {guidance} needs a negative prompt: expected policy '{self.name}' built with "
                 "negative_prompt, got None"
             )
@@ -328,7 +329,7 @@ class DiffusersPolicy(FlowPolicy):
     @property
     def config(self) -> dict[str, Any]:
         if self.path is None:
-            raise ValueError(f"policy '{self.name}' was built on a pipeline object: expected path, to name its base")
+            raise Refusal(f"policy '{self.name}' was built on a pipeline object: expected path, to name its base")
         return {"path": self.path, **self._options}
 
     def add_deltas(self, deltas: Mapping[str, Tensor], weight: float = 1.0) -> None:

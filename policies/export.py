@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
 from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.diffusers_policy import DiffusersPolicy, core_state, write_core
@@ -48,16 +49,16 @@ class Card:
 
 def _over_diffusers(policy: FlowPolicy) -> DiffusersPolicy:
     if not isinstance(policy, DiffusersPolicy):
-        raise ValueError(f"expected a policy over a diffusers pipeline, got '{policy.name}', which has no such format")
+        raise Refusal(f"expected a policy over a diffusers pipeline, got '{policy.name}', which has no such format")
     return policy
 
 
 def _with_lora(policy: FlowPolicy, adapter: str) -> adapters.LoraSettings:
     if policy.lora is None:
-        raise ValueError(f"expected a policy with a LoRA, got a '{policy.name}' without")
+        raise Refusal(f"expected a policy with a LoRA, got a '{policy.name}' without")
     if adapter not in adapters.names(policy.core):
-        found = ", ".join(adapters.names(policy.core))
-        raise ValueError(f"no adapter '{adapter}': the policy has {found}")
+        held = ", ".join(adapters.names(policy.core))
+        raise Refusal(f"no adapter '{adapter}': the policy has {held}")
     return policy.lora
 
 
@@ -121,13 +122,13 @@ def import_lora(policy: FlowPolicy, path: str | Path) -> None:
     owner, path = _over_diffusers(policy), Path(path)
     path = path / LORA_FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"expected a LoRA file at {path}, found none")
+        raise MissingFile(f"expected a LoRA file at {path}, found none")
     with safe_open(path, "pt") as file:
         tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         described = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     strange = next((name for name in tensors if ".lora_" not in name), None)
     if strange is not None:
-        raise ValueError(f"expected LoRA tensors of a transformer in {path}, got '{strange}'")
+        raise Refusal(f"expected LoRA tensors of a transformer in {path}, got '{strange}'")
     modules = tuple(dict.fromkeys(name.split(".lora_")[0] for name in tensors))
     rank = int(next(t for name, t in tensors.items() if ".lora_B." in name).shape[1])
     alpha = float(described.get("transformer.lora_alpha", rank))
@@ -136,7 +137,7 @@ def import_lora(policy: FlowPolicy, path: str | Path) -> None:
         key = name.replace(".default.", ".")
         if key not in tensors or tensors[key].shape != parameter.shape:
             came = tuple(tensors[key].shape) if key in tensors else "nothing"
-            raise ValueError(f"LoRA tensor '{key}' in {path}: expected {tuple(parameter.shape)}, got {came}")
+            raise Refusal(f"LoRA tensor '{key}' in {path}: expected {tuple(parameter.shape)}, got {came}")
         parameter.copy_(tensors[key])
     for target in ("old", "ema"):
         owner.sync("default", target)
@@ -158,7 +159,7 @@ def export_merged(policy: FlowPolicy, folder: str | Path, *, adapter: str | None
     """
     owner, folder = _over_diffusers(policy), Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"expected an empty folder for the merged model, got {folder}, which holds something")
+        raise Refusal(f"expected an empty folder for the merged model, got {folder}, which holds something")
     deltas: Mapping[str, Tensor] = {}
     if adapter is not None:
         _with_lora(owner, adapter)
@@ -303,10 +304,10 @@ def export(source: Path, out: Path, form: str, adapter: str, base_model: str | N
         ValueError: for another form, or a policy that diffusers has no format for.
     """
     if form not in FORMS:
-        raise ValueError(f"form is lora or merged, got '{form}'")
+        raise Refusal(f"form is lora or merged, got '{form}'")
     folder = policy_folder(source)
     if not (folder / "policy.json").is_file():
-        raise FileNotFoundError(f"policy={source}: expected the folder of a saved policy or of a run, found neither")
+        raise MissingFile(f"policy={source}: expected the folder of a saved policy or of a run, found neither")
     policy = load(folder)
     name = base_model or Path(str(policy.config.get("path") or policy.name)).name
     card = card_of(folder, name, licence)

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
 from srgym.policies import diffusers_common as common
 from srgym.policies.diffusers_policy import open_pipeline
 from srgym.policies.flux_kontext import Flux
@@ -42,7 +43,7 @@ class FluxControlNetPolicy(Flux):
         self._controlnet_path = str(Path(controlnet).expanduser().resolve()) if controlnet is not None else None
         super().__init__(path, **options)
         if self.pipe.controlnet.input_hint_block is not None:
-            raise ValueError("flux_controlnet: expected a ControlNet that takes latents, got one that takes pixels")
+            raise Refusal("flux_controlnet: expected a ControlNet that takes latents, got one that takes pixels")
         self._conditioning_scale = conditioning_scale
         self._options |= {"controlnet": self._controlnet_path, "conditioning_scale": conditioning_scale}
 
@@ -52,7 +53,7 @@ class FluxControlNetPolicy(Flux):
         from diffusers import FluxControlNetModel
 
         if not (Path(self._controlnet_path) / "config.json").is_file():
-            raise FileNotFoundError(f"expected a FLUX ControlNet in {self._controlnet_path}, which has no config.json")
+            raise MissingFile(f"expected a FLUX ControlNet in {self._controlnet_path}, which has no config.json")
         model = FluxControlNetModel.from_pretrained(
             self._controlnet_path, dtype=getattr(torch, dtype), local_files_only=True
         )

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies import diffusers_common as common
 from srgym.policies.diffusers_policy import DiffusersPolicy
 
@@ -87,7 +88,7 @@ class FluxKontextPolicy(Flux):
 
     def __init__(self, path: str | None = None, *, reference: int | None = None, **options: Any) -> None:
         if reference is not None and reference < 32:
-            raise ValueError(f"flux_kontext: reference is at least 32 pixels, got {reference}")
+            raise Refusal(f"flux_kontext: reference is at least 32 pixels, got {reference}")
         super().__init__(path, **options)
         self._reference_side = reference
         self._options["reference"] = reference

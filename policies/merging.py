@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
+from srgym.files import write_json
+from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import make, read_description
+from srgym.registry import named_by
+from srgym.sealed import read_tensors, seal, verify_if_sealed
 
 __all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
 
@@ -85,10 +90,10 @@ def run(config: Mapping[str, Any]) -> MergeReport:
     required, optional = ("lora", "into", "out"), ("adapter", "weight")
     for key in required:
         if not config.get(key):
-            raise ValueError(f"merge expects lora=FOLDER into=FOLDER out=FOLDER: {key} is missing")
+            raise Refusal(f"merge expects lora=FOLDER into=FOLDER out=FOLDER: {key} is missing")
     unknown = [key for key in config if key not in (*required, *optional)]
     if unknown:
-        raise ValueError(f"merge knows {', '.join((*required, *optional))}; got '{unknown[0]}'")
+        raise Refusal(f"merge knows {', '.join((*required, *optional))}; got '{unknown[0]}'")
     lora, into, out = (Path(config[key]).expanduser() for key in required)
     return merge(lora, into, out, adapter=config.get("adapter", "ema"), weight=float(config.get("weight", 1.0)))
 
@@ -109,9 +114,12 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
         FileNotFoundError: for folders that aren't what they should be.
     """
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"expected an empty folder for the merged model, got {out}, which holds something")
+        raise Refusal(f"expected an empty folder for the merged model, got {out}, which holds something")
     described = into / "policy.json"
-    if described.is_file() and json.loads(described.read_text())["policy"] in _IN_MEMORY:
+    for folder in (lora, into):
+        if (folder / "policy.json").is_file():
+            verify_if_sealed(folder)
+    if described.is_file() and read_description(into)["policy"] in _IN_MEMORY:
         merge_policies(into, lora, adapter, weight).save(out)
         return MergeReport(out, len(read_lora(lora, adapter).pairs))
     learnt = read_lora(lora, adapter)
@@ -119,7 +127,10 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
     folded = [read_lora(into, "ema")] if (into / "adapters.json").is_file() else []
     _check(learnt, weights)
     target = _copy_rest(into, weights, out)
-    return _merge_shards([(one, 1.0) for one in folded] + [(learnt, weight)], weights, target, out)
+    report = _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
+    if (out / "policy.json").is_file():
+        seal(out)
+    return report
 
 
 # What is read
@@ -133,19 +144,18 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
     """
     settings = path / "adapters.json"
     if settings.is_file():
-        described = json.loads(settings.read_text())
+        lora, held = adapters.read_settings(path)
         file = path / f"adapter_{adapter}.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"expected adapter '{adapter}' in {path}, which has {described['adapters']}")
-        scale = described["alpha"] / described["rank"]
-        config = json.loads((path / "policy.json").read_text())["config"] if (path / "policy.json").is_file() else {}
+            raise MissingFile(f"expected adapter '{adapter}' in {path}, which has {held}")
+        config = read_description(path)["config"] if (path / "policy.json").is_file() else {}
         base = Path(config["path"]) if config.get("path") else None
-        return LoraFile(_pairs(file, ""), scale, base)
+        return LoraFile(_pairs(file, ""), lora.alpha / lora.rank, base)
     if (path / "policy.json").is_file():
-        raise ValueError(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
+        raise Refusal(f"expected a policy with a LoRA in {path}, got one without: there is nothing to merge")
     file = path / _EXPORTED if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"expected a saved policy with adapters or a LoRA file at {path}, found neither")
+        raise MissingFile(f"expected a saved policy with adapters or a LoRA file at {path}, found neither")
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -156,24 +166,22 @@ def read_lora(path: Path, adapter: str = "ema") -> LoraFile:
 
 
 def _pairs(file: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
-    from safetensors.torch import load_file
-
-    tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(file).items()}
+    tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in read_tensors(file).items()}
     modules = dict.fromkeys(name.split(".lora_")[0] for name in tensors)
     try:
         return {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in modules}
     except KeyError as missing:
-        raise ValueError(f"expected pairs of LoRA tensors in {file}, which lacks {missing}") from missing
+        raise Refusal(f"expected pairs of LoRA tensors in {file}, which lacks {missing}") from missing
 
 
 def _weights_folder(model: Path) -> Path:
     """Where a model's transformer lies: in the folder, under it, or at the base that a saved policy names."""
     if (model / "policy.json").is_file() and not (model / "transformer").is_dir():
-        model = Path(json.loads((model / "policy.json").read_text())["config"]["path"])
+        model = Path(read_description(model)["config"]["path"])
     for folder in (model / "transformer", model):
         if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
             return folder
-    raise FileNotFoundError(
+    raise MissingFile(
         f"expected a diffusers pipeline, a transformer's folder or a saved policy at {model}, found no config.json "
         "beside safetensors"
     )
@@ -185,7 +193,7 @@ def _shards(folder: Path) -> list[Path]:
     if index.is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     if not (folder / _SHARD).is_file():
-        raise FileNotFoundError(f"expected {_SHARD} or its index in {folder}, found neither")
+        raise MissingFile(f"expected {_SHARD} or its index in {folder}, found neither")
     return [folder / _SHARD]
 
 
@@ -212,7 +220,7 @@ def _check(learnt: LoraFile, weights: Path) -> None:
     for name in sorted(expected.keys() | (own.keys() if complete else ())):
         if own.get(name) != expected.get(name):
             came = own.get(name, "no such tensor")
-            raise ValueError(
+            raise Refusal(
                 f"the LoRA's base and {weights} are different architectures: the first tensor that differs is "
                 f"'{name}', expected {expected.get(name, 'no such tensor')}, got {came}"
             )
@@ -227,13 +235,13 @@ def _copy_rest(into: Path, weights: Path, out: Path) -> Path:
 
     def ignore(where: str, names: list[str]) -> list[str]:
         here = Path(where)
-        own_lora = [name for name in names if here == into and name.startswith("adapter")]
-        return own_lora + [name for name in names if (here / name).resolve() in skipped]
+        own = [name for name in names if here == into and (name.startswith("adapter") or name == "manifest.json")]
+        return own + [name for name in names if (here / name).resolve() in skipped]
 
     shutil.copytree(into, out, ignore=ignore, dirs_exist_ok=True)
     described = out / "policy.json"
     if described.is_file():
-        described.write_text(json.dumps({**json.loads(described.read_text()), "adapters": False}, indent=2) + "\n")
+        write_json(described, {**read_description(out), "adapters": False})
     target = out if weights == into else out / "transformer"
     target.mkdir(exist_ok=True)
     for path in weights.glob("*.json"):
@@ -242,12 +250,12 @@ def _copy_rest(into: Path, weights: Path, out: Path) -> Path:
 
 
 def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target: Path, out: Path) -> MergeReport:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
     changed, worst, rounding = 0, 0.0, 0.0
     for path in _shards(weights):
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         for name, tensor in tensors.items():
             module = name.removesuffix(".weight")
             deltas = [(lora, share) for lora, share in loras if module in lora.pairs and name.endswith(".weight")]
@@ -261,7 +269,7 @@ def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target
             rounding = max(rounding, float((tensors[name].float() - merged).abs().max()))
             changed += 1
         if worst > _TOLERANCE:
-            raise ValueError(f"merging {path} went wrong: outputs differ by {worst:.1e}, expected at most {_TOLERANCE}")
+            raise Refusal(f"merging {path} went wrong: outputs differ by {worst:.1e}, expected at most {_TOLERANCE}")
         save_file(tensors, target / path.name, metadata={"format": "pt"})
     return MergeReport(out, changed, worst, rounding)
 
@@ -296,7 +304,8 @@ def merge_policies(into: Path, lora: Path, adapter: str = "ema", weight: float =
     """
     learnt = read_lora(lora, adapter)
     described = read_description(into)
-    policy = make(described["policy"], **described["config"])
+    with named_by(into / "policy.json"):
+        policy = make(described["policy"], **described["config"])
     policy.load_base(into)
     if described["adapters"]:
         policy.add_deltas(read_lora(into, "ema").deltas())

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = ["Noise", "derive_seeds"]
 
 
@@ -80,5 +82,5 @@ class Noise:
 
     def _stack(self, drawn: list[Tensor]) -> Tensor:
         if not drawn:
-            raise ValueError("noise was asked for no samples: expected at least one seed, got an empty tensor")
+            raise Refusal("noise was asked for no samples: expected at least one seed, got an empty tensor")
         return torch.stack(drawn).to(self._device)

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies import diffusers_common as common
 from srgym.policies.diffusers_policy import DiffusersPolicy
 
@@ -60,7 +61,7 @@ class QwenImageEditPolicy(DiffusersPolicy):
     ) -> None:
         for name, side in (("reference", reference), ("text_image", text_image)):
             if side is not None and side < 32:
-                raise ValueError(f"qwen_image_edit: {name} is at least 32 pixels, got {side}")
+                raise Refusal(f"qwen_image_edit: {name} is at least 32 pixels, got {side}")
         super().__init__(path, **options)
         self._reference_side, self._text_side = reference, text_image
         self._options |= {"reference": reference, "text_image": text_image}

@@ -1,11 +1,11 @@
 """Policies by name, and policies as saved."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srgym.registry import Registry, class_of
+from srgym.errors import MissingFile
+from srgym.registry import Registry, Spec, class_of, named_by
+from srgym.sealed import Damaged, read_object, verify_if_sealed
 
 if TYPE_CHECKING:
     from srgym.policies.base import FlowPolicy
@@ -30,7 +30,7 @@ available = POLICIES.names
 policy_class = POLICIES.find
 
 
-def make(name: str | Mapping[str, Any], **options: Any) -> "FlowPolicy":
+def make(name: Spec, **options: Any) -> "FlowPolicy":
     """A policy by its name (see `available`), `module:Class` or `{"name": ..., **options}`.
 
     Raises:
@@ -45,28 +45,33 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder holds none.
+        Damaged: if it isn't what was written.
     """
     path = Path(folder) / "policy.json"
     if not path.is_file():
-        raise FileNotFoundError(f"expected a saved policy in {folder}, which has no policy.json")
-    described: dict[str, Any] = json.loads(path.read_text())
-    return described
+        raise MissingFile(f"expected a saved policy in {folder}, which has no policy.json")
+    return read_object(path, {"policy": str, "config": dict, "adapters": bool})
 
 
-def load(folder: str | Path) -> "FlowPolicy":
+def load(folder: str | Path, *, trust: bool = False) -> "FlowPolicy":
     """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
 
     Args:
         folder: the policy's, or that of a run, whose final policy is taken.
+        trust: whether a class that the folder names by its path is imported (see `srgym.registry.named_by`).
 
     Raises:
         FileNotFoundError: if the folder holds neither.
+        Damaged: naming the first file that isn't what was written.
+        Untrusted: for a class of somebody's that isn't imported yet.
     """
     from srgym.policies import adapters
 
     folder = policy_folder(folder)
+    verify_if_sealed(folder)
     described = read_description(folder)
-    policy = make(described["policy"], **described["config"])
+    with named_by(folder / "policy.json", trust):
+        policy = make(described["policy"], **described["config"])
     policy.load_base(folder)
     if described["adapters"]:
         adapters.read(policy.core, folder, policy._add_adapters)
@@ -77,5 +82,8 @@ def policy_folder(folder: str | Path) -> Path:
     """Where a policy lies: in the folder itself, under `policy/`, or where the run in the folder says."""
     place = Path(folder)
     if (place / "run.json").is_file():
-        place = place / json.loads((place / "run.json").read_text())["policy"]
+        named = Path(read_object(place / "run.json", {"policy": str})["policy"])
+        if named.is_absolute() or ".." in named.parts:
+            raise Damaged(f"{place / 'run.json'} names a policy outside of its folder: {named}")
+        place = place / named
     return place / "policy" if (place / "policy" / "policy.json").is_file() else place

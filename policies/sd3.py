@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies.diffusers_policy import DiffusersPolicy
 
 __all__ = ["SD3Policy", "conditioned", "widen"]
@@ -28,12 +29,12 @@ def widen(transformer: Any) -> None:
     Raises:
         ValueError: for a transformer with other input channels.
     """
-    own, given = transformer.config.out_channels, transformer.config.in_channels
-    if given == 2 * own:
+    own, channels = transformer.config.out_channels, transformer.config.in_channels
+    if channels == 2 * own:
         return
-    if given != own:
-        raise ValueError(
-            f"sd3: expected a transformer with {own} input channels, or {2 * own} once widened, got {given}"
+    if channels != own:
+        raise Refusal(
+            f"sd3: expected a transformer with {own} input channels, or {2 * own} once widened, got {channels}"
         )
     old = transformer.pos_embed.proj
     new = nn.Conv2d(2 * own, old.out_channels, old.kernel_size, stride=old.stride, bias=old.bias is not None)

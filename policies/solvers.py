@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = [
     "CPS", "DPM2M", "SDE", "SOLVERS", "STOCHASTIC", "Dance", "Euler", "Stochastic", "Transition", "cps_step",
     "cps_transition", "dance_step", "dance_transition", "dpm2m_step", "euler_step", "sde_step", "sde_transition",
@@ -104,7 +106,7 @@ def sde_transition(
     capped = s
     if bool((s >= 1).any()):
         if t_cap is None:
-            raise ValueError("the stochastic step at t = 1 needs t_cap (the schedule's second time), got None")
+            raise Refusal("the stochastic step at t = 1 needs t_cap (the schedule's second time), got None")
         capped = torch.where(s >= 1, _per_sample(t_cap, x).expand_as(s), s)
     dt = s_next - s
     variance = noise_level**2 * s / (1 - capped)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 
@@ -22,9 +23,9 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
         ValueError: for a tile that isn't larger than twice its overlap, or sizes that aren't multiples of 16.
     """
     if tile <= 2 * overlap or overlap < 0:
-        raise ValueError(f"a tile is larger than twice its overlap, got tile {tile} and overlap {overlap}")
+        raise Refusal(f"a tile is larger than twice its overlap, got tile {tile} and overlap {overlap}")
     if tile % _STEP or overlap % _STEP:
-        raise ValueError(f"tile and overlap are multiples of {_STEP} pixels, got {tile} and {overlap}")
+        raise Refusal(f"tile and overlap are multiples of {_STEP} pixels, got {tile} and {overlap}")
     if length <= tile:
         return [(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import MissingFile, Refusal
 from srgym.rewards.base import Incompatible
 
 __all__ = ["BACKBONES", "backbone", "find_weights", "read_tensors", "require_package", "weight_folders"]
@@ -30,7 +31,7 @@ def weight_folders() -> list[Path]:
     return [*folders, Path.home() / ".cache" / "srgym", Path(torch.hub.get_dir()) / "checkpoints"]
 
 
-def find_weights(reward: str, file: str, bring: str, given: str | Path | None = None) -> Path:
+def find_weights(reward: str, file: str, bring: str, named: str | Path | None = None) -> Path:
     """The file that holds a reward's weights.
 
     Args:
@@ -41,16 +42,16 @@ def find_weights(reward: str, file: str, bring: str, given: str | Path | None = 
     Raises:
         FileNotFoundError: naming the file, the places and the command.
     """
-    if given is not None:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"reward '{reward}': there is no file {given}, which was named as its weights")
-        return Path(given)
+    if named is not None:
+        if not Path(named).is_file():
+            raise MissingFile(f"reward '{reward}': there is no file {named}, which was named as its weights")
+        return Path(named)
     places = weight_folders()
     for place in places:
         if (place / file).is_file():
             return place / file
     looked = ", ".join(str(place) for place in places)
-    raise FileNotFoundError(
+    raise MissingFile(
         f"reward '{reward}' needs the file {file}, looked for in {looked}; bring it with\n  {bring}\n"
         f"or put it into a folder that SRGYM_WEIGHTS names, or name its path"
     )
@@ -82,9 +83,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> Mapping[str, Tensor]:
         ValueError: if the file isn't the one that has the digest `sha256`.
     """
     if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ValueError(
-            f"{path} isn't the file that was expected, whose SHA-256 is {sha256}: install or fetch it anew"
-        )
+        raise Refusal(f"{path} isn't the file that was expected, whose SHA-256 is {sha256}: install or fetch it anew")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -127,9 +126,7 @@ def backbone(reward: str, net: str, weights: str | Path | None, *, seed: int = 0
     try:
         features.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"reward '{reward}': {path} doesn't hold the weights of torchvision's {net}: {error}"
-        ) from error
+        raise Refusal(f"reward '{reward}': {path} doesn't hold the weights of torchvision's {net}: {error}") from error
     return features
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
 
 __all__ = ["Incompatible", "Reward", "RewardOutput", "follow", "full_precision"]
 
 
-class Incompatible(ValueError):
+class Incompatible(Refusal):
     """Two parts that can't work together; the message names both sides and what would work."""
 
 
@@ -90,19 +91,24 @@ class Reward:
             Incompatible: when a need isn't given, naming the reward and the argument.
             ValueError: for a context or a returned score of the wrong shape, naming the reward.
         """
-        given = {"lr": lr, "hr": hr, **context}
-        given = {key: value for key, value in given.items() if value is not None}
-        self._check_given(sr, given)
+        arguments = {"lr": lr, "hr": hr, **context}
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+        self._check_arguments(sr, arguments)
         sr = sr.float()
         finite = torch.isfinite(sr).flatten(1).all(1)
         rows = finite[:, None, None, None]
         # A broken image must neither crash the reward nor be scored; its row is blanked and marked invalid below.
         seen = torch.where(rows, sr, torch.zeros_like(sr))
-        wanted = {key: _to_float32(v) for key, v in given.items() if self._takes_all or key in self._accepts}
+        wanted = {key: _to_float32(v) for key, v in arguments.items() if self._takes_all or key in self._accepts}
         if isinstance(self.score, nn.Module):
             follow(self.score, sr.device)
         with full_precision(sr.device), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            output = self._read(self.score(seen, **wanted), sr, finite)
+            try:
+                scores = self.score(seen, **wanted)
+            except Exception as error:
+                error.add_note(f"while the reward '{self.name}' scored SR images of {list(sr.shape)}")
+                raise
+            output = self._read(scores, sr, finite)
         if seen.requires_grad:
             _stop_gradient_of_invalid(seen, output.valid)
         return output
@@ -130,29 +136,29 @@ class Reward:
         with full_precision(sr.device):
             fault = self.score.map(sr.float().nan_to_num(0.0), **wanted)  # type: ignore[attr-defined]
         if tuple(fault.shape) != (len(sr), 1, *sr.shape[-2:]):
-            raise ValueError(
+            raise Refusal(
                 f"{self._function()}: expected a map of shape {[len(sr), 1, *sr.shape[-2:]]}, got {list(fault.shape)}"
             )
         return torch.as_tensor(fault).float().clamp(0, 1)
 
-    def _check_given(self, sr: Tensor, given: Mapping[str, Any]) -> None:
+    def _check_arguments(self, sr: Tensor, arguments: Mapping[str, Any]) -> None:
         if sr.ndim != 4 or sr.shape[1] != 3 or not sr.is_floating_point() or sr.shape[0] == 0:
-            raise ValueError(f"{self.name}: expected sr as float [B, 3, H, W], got {sr.dtype} {tuple(sr.shape)}")
-        lacking = [key for key in sorted(self.needs) if key not in given]
-        if self.group and "group" not in given:
+            raise Refusal(f"{self.name}: expected sr as float [B, 3, H, W], got {sr.dtype} {tuple(sr.shape)}")
+        lacking = [key for key in sorted(self.needs) if key not in arguments]
+        if self.group and "group" not in arguments:
             lacking.append("group")
         if lacking:
             raise Incompatible(
                 f"reward '{self.name}' needs {_listed(lacking)}, which this call doesn't give; "
-                f"it was given {_listed(['sr', *given])}"
+                f"it was given {_listed(['sr', *arguments])}"
             )
-        if "hr" in given and given["hr"].shape != sr.shape:
-            raise ValueError(
-                f"{self.name}: expected hr of the shape of sr, {tuple(sr.shape)}, got {tuple(given['hr'].shape)}"
+        if "hr" in arguments and arguments["hr"].shape != sr.shape:
+            raise Refusal(
+                f"{self.name}: expected hr of the shape of sr, {tuple(sr.shape)}, got {tuple(arguments['hr'].shape)}"
             )
-        for key, value in given.items():
+        for key, value in arguments.items():
             if key != "intermediate" and hasattr(value, "__len__") and len(value) != len(sr):
-                raise ValueError(f"{self.name}: expected {key} for {len(sr)} images, got {len(value)}")
+                raise Refusal(f"{self.name}: expected {key} for {len(sr)} images, got {len(value)}")
 
     def _read(self, returned: Any, sr: Tensor, finite: Tensor) -> RewardOutput:
         """Whatever the callable returned as a `RewardOutput`, checked."""
@@ -164,7 +170,7 @@ class Reward:
                 valid = valid & self._column(returned["valid"], sr, "valid").bool()
             parts = {key: self._column(v, sr, key) for key, v in returned.items() if key != "valid"}
             if not parts:
-                raise ValueError(f"{self._function()}: expected at least one score in the returned mapping, got none")
+                raise Refusal(f"{self._function()}: expected at least one score in the returned mapping, got none")
             total = parts.pop("total") if "total" in parts else torch.stack(list(parts.values())).sum(0)
         else:
             parts, total = {}, self._column(returned, sr, "total")
@@ -182,11 +188,9 @@ class Reward:
             try:
                 value = torch.as_tensor(value)
             except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"{self._function()}: expected '{part}' as numbers [{len(sr)}], got {value!r}"
-                ) from error
+                raise Refusal(f"{self._function()}: expected '{part}' as numbers [{len(sr)}], got {value!r}") from error
         if value.shape != (len(sr),):
-            raise ValueError(
+            raise Refusal(
                 f"{self._function()}: expected '{part}' of shape [{len(sr)}], one an image, got {list(value.shape)}"
             )
         return torch.as_tensor(value).to(sr.device, torch.float32)

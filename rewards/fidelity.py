@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.registry import register_reward
 
 __all__ = ["luma", "ms_ssim", "psnr_chroma", "psnr_y", "ssim_y"]
@@ -96,10 +97,10 @@ def ms_ssim(sr: Tensor, hr: Tensor, scales: int = 5) -> Tensor:
         ValueError: for images whose coarsest scale is smaller than the window: 5 scales need 176 pixels, 4 need 88.
     """
     if not 1 <= scales <= len(_SCALE_WEIGHTS):
-        raise ValueError(f"ms_ssim: expected between 1 and {len(_SCALE_WEIGHTS)} scales, got {scales}")
+        raise Refusal(f"ms_ssim: expected between 1 and {len(_SCALE_WEIGHTS)} scales, got {scales}")
     least = _WINDOW * 2 ** (scales - 1)
     if min(sr.shape[-2:]) < least:
-        raise ValueError(
+        raise Refusal(
             f"ms_ssim: {scales} scales need images of at least {least} pixels a side, got {tuple(sr.shape[-2:])}; "
             f"use larger images or fewer scales"
         )
@@ -122,7 +123,7 @@ def _positive_power(base: Tensor, exponent: float) -> Tensor:
 def _ssim_terms(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """The luminance and the contrast-structure maps of SSIM, of one-channel images."""
     if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(f"{name}: expected images of at least {_WINDOW} pixels a side, got {tuple(x.shape[-2:])}")
+        raise Refusal(f"{name}: expected images of at least {_WINDOW} pixels a side, got {tuple(x.shape[-2:])}")
     position = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
     kernel = torch.exp(-position.square() / (2 * _SIGMA**2))
     kernel = kernel / kernel.sum()

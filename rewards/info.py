@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from srgym.errors import Refusal, WrongType
+
 __all__ = ["CONTEXT", "DIRECTIONS", "MADE_BY_THE_BANDIT", "PURPOSES", "RewardInfo", "describe", "takes_sr"]
 
 # What the library itself hands a reward beside `sr`. An argument of one of these names that has a default is an
@@ -66,11 +68,11 @@ class RewardInfo:
             object.__setattr__(self, "licence", "Apache-2.0" if self.path.startswith("srgym.") else "not stated")
         low, high = self.range
         if math.isnan(low) or math.isnan(high) or low >= high:
-            raise ValueError(f"reward '{self.name}': expected a range (low, high) with low < high, got {self.range}")
+            raise Refusal(f"reward '{self.name}': expected a range (low, high) with low < high, got {self.range}")
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"reward '{self.name}': expected a direction of {DIRECTIONS}, got '{self.direction}'")
+            raise Refusal(f"reward '{self.name}': expected a direction of {DIRECTIONS}, got '{self.direction}'")
         if self.purpose not in PURPOSES:
-            raise ValueError(f"reward '{self.name}': expected a purpose of {PURPOSES}, got '{self.purpose}'")
+            raise Refusal(f"reward '{self.name}': expected a purpose of {PURPOSES}, got '{self.purpose}'")
 
     def row(self) -> dict[str, Any]:
         """The same as a plain dict, for a listing: sets become sorted lists."""
@@ -90,7 +92,7 @@ def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardIn
     """
     parameters = _parameters(target)
     if not takes_sr(target):
-        raise TypeError(
+        raise WrongType(
             f"reward '{name}': expected a callable whose first argument is 'sr', got ({', '.join(parameters)})"
         )
     named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -98,7 +100,7 @@ def describe(target: Callable[..., Any], name: str, **declared: Any) -> RewardIn
     required = {key for key, p in named.items() if p.default is p.empty} - {"sr"}
     group = bool(declared.pop("group", False)) or "group" in required
     if group and "group" not in named and not takes_all:
-        raise TypeError(f"reward '{name}' scores whole groups, so it must take an argument 'group' (int64 [B])")
+        raise WrongType(f"reward '{name}' scores whole groups, so it must take an argument 'group' (int64 [B])")
     optional = {key for key, p in named.items() if p.default is not p.empty and key in CONTEXT}
     return RewardInfo(
         name=name,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
 from srgym.rewards.backbones import require_package
 from srgym.rewards.base import follow
 from srgym.rewards.info import RewardInfo
@@ -42,7 +43,7 @@ class _Metric:
         try:
             self.network = pyiqa.create_metric(self.metric, device=torch.device("cpu"), as_loss=False, **self.options)
         except OSError as error:  # no network, or an offline hub
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"reward '{self.name}': pyiqa has no weights of its '{self.metric}' and couldn't fetch them ({error}); "
                 f"where there is a network, run\n"
                 f"  python -c \"import pyiqa; pyiqa.create_metric('{self.metric}')\"\n"
@@ -61,7 +62,7 @@ class _Metric:
             ValueError: for images smaller than the metric can take.
         """
         if min(sr.shape[-2:]) < self.least_side:
-            raise ValueError(
+            raise Refusal(
                 f"reward '{self.name}': expected images of at least {self.least_side} pixels a side, got "
                 f"{tuple(sr.shape[-2:])}"
             )

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from srgym.rewards.base import Reward
-from srgym.rewards.builtin import BUILTIN
 from srgym.rewards.composite import Sum
 from srgym.rewards.info import PURPOSES, RewardInfo
 from srgym.rewards.registry import REWARDS, info_of, listing
@@ -49,8 +48,8 @@ def independent_judges(metrics: Mapping[str, Any], rewards: Iterable[Any]) -> di
         metrics: specifications by label. rewards: see `independent`.
     """
     trained = list(rewards)
-    found = {label: spec for label, spec in metrics.items() if independent(spec, trained)}
-    return {kind: [label for label, spec in found.items() if purpose(spec) == kind] for kind in PURPOSES if kind}
+    unrelated = {label: spec for label, spec in metrics.items() if independent(spec, trained)}
+    return {kind: [label for label, spec in unrelated.items() if purpose(spec) == kind] for kind in PURPOSES if kind}
 
 
 def purpose(metric: Any) -> str:
@@ -107,4 +106,4 @@ def _declared(reward: Any) -> RewardInfo:
     """What a reward declares, by its name or path, or from itself."""
     if callable(reward):
         return info_of(reward, getattr(reward, "__name__", type(reward).__name__))
-    return BUILTIN[reward] if reward in BUILTIN else info_of(REWARDS.find(reward), reward)
+    return info_of(REWARDS.find(reward), reward)

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.rewards.backbones import backbone
 from srgym.rewards.registry import register_reward
 
@@ -84,7 +85,7 @@ class LPIPS(nn.Module):
     def __init__(self, net: str = "alex", weights: str | Path | None = None, seed: int = 0) -> None:
         super().__init__()
         if net not in _NETS:
-            raise ValueError(f"lpips: expected a net of {', '.join(_NETS)}, got '{net}'")
+            raise Refusal(f"lpips: expected a net of {', '.join(_NETS)}, got '{net}'")
         from torchmetrics.functional.image import lpips
 
         self.variant = f"torchmetrics, version 0.1, {net}"

@@ -1,12 +1,11 @@
 """RefReward-SR: a judge that sees the low-resolution reference, and the ranking reward that trains such a judge."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from srgym.registry import Spec
 from srgym.rewards.compass.mllm import enlarge, seed_of
 from srgym.rewards.registry import register_reward
 from srgym.rewards.serving.engines import Engine, make_engine
@@ -36,9 +35,7 @@ class RefReward:
         temperature: of the sampling.
     """
 
-    def __init__(
-        self, engine: "str | Mapping[str, Any] | Engine" = _SERVED, seed: int = 0, temperature: float = 0.0
-    ) -> None:
+    def __init__(self, engine: "Spec | Engine" = _SERVED, seed: int = 0, temperature: float = 0.0) -> None:
         self.engine = make_engine(engine, model="refreward")
         self.seed, self.temperature = seed, temperature
         self._pattern = score_pattern(REFREWARD_FIELDS)

@@ -1,6 +1,6 @@
 """Rewards by name: the built-in table, `register_reward`, entry points of other packages, dotted paths, composites.
 
-Nothing here imports torch until a reward is made, so that listing them is instant.
+Names are known without torch; a reward's module is imported when it is made, or described in a listing.
 """
 
 import inspect
@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srgym.registry import Registry, plain, quoted
+from srgym.errors import Refusal
+from srgym.registry import Registry, Spec, plain, quoted
 from srgym.rewards.builtin import BUILTIN
 from srgym.rewards.info import CONTEXT, RewardInfo, describe, takes_sr
 
@@ -36,7 +37,7 @@ REWARDS = _Rewards(
     "a function whose first argument is 'sr', or a class whose instances are called so",
     lambda maker: callable(maker) and takes_sr(maker),
     "srgym.rewards",
-    {name: info.path for name, info in BUILTIN.items()},
+    BUILTIN,
 )
 
 available = REWARDS.names
@@ -94,12 +95,12 @@ def register_reward(
             purpose=purpose,
             kin=frozenset(kin),
         )
-        holder = BUILTIN[name].path if name in BUILTIN else None
+        holder = BUILTIN.get(name)
         if name in REWARDS.registered:
             holder = info_of(REWARDS.registered[name], name).path
         # The same path again is a module that was loaded twice or a notebook cell that was run again.
         if holder is not None and holder != info.path:
-            raise ValueError(f"the reward name '{name}' is taken by {holder}; {info.path} needs another")
+            raise Refusal(f"the reward name '{name}' is taken by {holder}; {info.path} needs another")
         target.__reward__ = info  # type: ignore[attr-defined]
         REWARDS.registered[name] = target
         return target
@@ -116,22 +117,22 @@ def info_of(target: Callable[..., Any], name: str) -> RewardInfo:
 def listing() -> list[dict[str, Any]]:
     """One row a reward, as plain values: the fields of `RewardInfo`, and `origin`.
 
-    Only other packages' rewards are imported for it. One that can't be imported has its failure as `doc`.
+    Their modules are imported for it. Another package's that can't be has its failure as `doc`.
     """
     return [_info(name).row() | {"name": name, "origin": REWARDS.origin(name)} for name in available()]
 
 
 def _info(name: str) -> RewardInfo:
-    if name not in REWARDS.registered and name in BUILTIN:
-        return BUILTIN[name]
     try:
         return info_of(REWARDS.find(name), name)
     except Exception as error:  # another package's code: its failure belongs in the table, not in the way of the rest
+        if name not in REWARDS.installed:
+            raise
         path = REWARDS.installed[name].value
         return RewardInfo(name, path, doc=f"can't be imported: {type(error).__name__}: {error}")
 
 
-def make(spec: "str | Mapping[str, Any] | Reward | Callable[..., Any]", **options: Any) -> "Reward":
+def make(spec: "Spec | Reward | Callable[..., Any]", **options: Any) -> "Reward":
     """Make a reward.
 
     Args:
@@ -147,7 +148,7 @@ def make(spec: "str | Mapping[str, Any] | Reward | Callable[..., Any]", **option
 
     if isinstance(spec, Reward):
         if options:
-            raise ValueError(f"the reward '{spec.name}' is already made; it takes no options, got {quoted(options)}")
+            raise Refusal(f"the reward '{spec.name}' is already made; it takes no options, got {quoted(options)}")
         return spec
     if isinstance(spec, Mapping) and "sum" in spec:
         from srgym.rewards.composite import make_sum

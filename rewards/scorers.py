@@ -6,7 +6,7 @@ from typing import Any, Protocol, get_type_hints
 
 from torch import Tensor, nn
 
-from srgym.registry import Registry
+from srgym.registry import Registry, Spec
 
 __all__ = ["SCORERS", "Scorer", "make_scorer"]
 
@@ -47,7 +47,7 @@ SCORERS: Registry[Callable[..., Scorer]] = Registry(
 )
 
 
-def make_scorer(spec: str | Mapping[str, Any] | Scorer) -> Scorer:
+def make_scorer(spec: Spec | Scorer) -> Scorer:
     """A scorer by name, by `module:attribute`, as `{"name": ..., **options}`, or one that is already made.
 
     Raises:

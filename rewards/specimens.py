@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = ["WORSE", "Specimen", "photographs", "specimen", "worse"]
 
 # (file of skimage.data, top, left) of crops that have both texture and plain areas.
@@ -72,7 +74,7 @@ def photographs(size: int) -> Tensor:
     from skimage import data
 
     if size % _SCALE or not 16 <= size <= _LARGEST:
-        raise ValueError(f"expected pictures of a multiple of {_SCALE} between 16 and {_LARGEST} pixels, got {size}")
+        raise Refusal(f"expected pictures of a multiple of {_SCALE} between 16 and {_LARGEST} pixels, got {size}")
     crops = []
     for name, top, left in _CROPS:
         picture = torch.from_numpy(getattr(data, name)()[top:, left:].copy()).permute(2, 0, 1)
@@ -99,8 +101,8 @@ def specimen(candidates: Tensor, hr: Tensor) -> Specimen:
 
 def _text(shown: tuple[str, ...]) -> str:
     """What a policy that reasons might write: right about what is shown, and about four of the eight steps."""
-    told = " and ".join(f"a {one}" for one in shown)
-    return "\n".join(f"<{name}>{text.format(shown=told)}</{name}>" for name, text in _SECTIONS)
+    things = " and ".join(f"a {thing}" for thing in shown)
+    return "\n".join(f"<{name}>{text.format(shown=things)}</{name}>" for name, text in _SECTIONS)
 
 
 def worse(image: Tensor, kind: str, step: float, seed: int = 0) -> Tensor:
@@ -124,7 +126,7 @@ def _noise(image: Tensor, sigma: float, seed: int) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: float, seed: int) -> Tensor:
-    return image if quality == 100 else torch.stack([_jpeg_one(one, int(quality)) for one in image])
+    return image if quality == 100 else torch.stack([_jpeg_one(picture, int(quality)) for picture in image])
 
 
 def _jpeg_one(image: Tensor, quality: int) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.registry import register_reward
 
 __all__ = ["Stage", "features", "structure_texture"]
@@ -66,7 +67,7 @@ def structure_texture(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         ValueError: for images of fewer than 16 pixels a side.
     """
     if min(sr.shape[-2:]) < _SMALLEST:
-        raise ValueError(
+        raise Refusal(
             f"structure_texture: expected images of at least {_SMALLEST} pixels a side, got {tuple(sr.shape[-2:])}"
         )
     texture, structure, weights = sr.new_zeros(len(sr)), sr.new_zeros(len(sr)), 0.0

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["VOCABULARY", "Tagger", "Thing"]
 
 VOCABULARY = (
@@ -84,9 +86,9 @@ class Tagger:
         device: str | None = None,
     ) -> None:
         if not vocabulary:
-            raise ValueError("tags: expected at least one thing to look for, got an empty vocabulary")
+            raise Refusal("tags: expected at least one thing to look for, got an empty vocabulary")
         if not all(0 <= share <= 1 for share in (box_threshold, text_threshold, smallest)) or most < 1:
-            raise ValueError(
+            raise Refusal(
                 "tags: expected thresholds and smallest in [0, 1] and most >= 1, got "
                 f"{box_threshold}, {text_threshold}, {smallest} and {most}"
             )
@@ -108,10 +110,10 @@ class Tagger:
         path = self.cache / f"{self._key(pixels)}.json" if self.cache is not None else None
         if path is not None and path.is_file():
             return [Thing(**thing) for thing in json.loads(path.read_text())["things"]]
-        found = self._find(pixels)
+        detected = self._find(pixels)
         if path is not None:
-            _write(path, {"things": [asdict(thing) for thing in found], **self._settings()})
-        return found
+            _write(path, {"things": [asdict(thing) for thing in detected], **self._settings()})
+        return detected
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -156,14 +158,14 @@ class _Models:
             (segmenter, "SAM", "facebook/sam-vit-base"),
         ):
             if not (folder / "config.json").is_file():
-                raise FileNotFoundError(
+                raise MissingFile(
                     f"tags: expected the folder of a {what} model at '{folder}', found none; "
                     f"bring one with\n  hf download {name} --local-dir {folder}"
                 )
         self.device = device
         self._reader = AutoProcessor.from_pretrained(detector, local_files_only=True)
-        found = AutoModelForZeroShotObjectDetection.from_pretrained(detector, local_files_only=True)
-        self._detector = found.to(device).eval()
+        network = AutoModelForZeroShotObjectDetection.from_pretrained(detector, local_files_only=True)
+        self._detector = network.to(device).eval()
         self._framer = SamProcessor.from_pretrained(segmenter, local_files_only=True)
         self._segmenter = SamModel.from_pretrained(segmenter, local_files_only=True).to(device).eval()
 
@@ -180,13 +182,13 @@ class _Models:
             inputs = self._reader(images=picture, text=text, return_tensors="pt").to(self.device)
             with torch.inference_mode():
                 outputs = self._detector(**inputs)
-            [found] = self._reader.post_process_grounded_object_detection(
+            [regions] = self._reader.post_process_grounded_object_detection(
                 outputs, inputs["input_ids"], threshold=box_threshold, text_threshold=text_threshold,
                 target_sizes=[(picture.height, picture.width)],
             )  # fmt: skip
             # Where nothing is found there's still one label, an empty one: so no strict zip.
-            for box, said, score in zip(found["boxes"], found["text_labels"], found["scores"]):
-                name = _known(said, part)
+            for box, label, score in zip(regions["boxes"], regions["text_labels"], regions["scores"]):
+                name = _known(label, part)
                 if name is not None:
                     boxes.append([float(side) for side in box])
                     names.append(name)
@@ -205,13 +207,13 @@ class _Models:
         return shares
 
 
-def _known(said: str, names: Sequence[str]) -> str | None:
+def _known(words: str, names: Sequence[str]) -> str | None:
     """The vocabulary's name in what the model read off its prompt: a name, a part of one, or several run together."""
     # Its tokens, which may include the prompt's full stops and the tokenizer's own marks.
-    said = " ".join(re.sub(r"\[[A-Z]+\]|\.", " ", said).lower().split())
-    if said in names:
-        return said
-    inside = [name for name in names if f" {name} " in f" {said} "]
+    words = " ".join(re.sub(r"\[[A-Z]+\]|\.", " ", words).lower().split())
+    if words in names:
+        return words
+    inside = [name for name in names if f" {name} " in f" {words} "]
     return inside[0] if len(inside) == 1 else None
 
 

@@ -51,9 +51,10 @@ def test_imports_run_down_only(path):
             assert parts[1] == package or parts[1] in FLOORS[package], f"{package}/ may not import {name}"
 
 
-@pytest.mark.parametrize("name", ["files", "registry"])
-def test_what_lies_below_every_package_imports_nothing_of_ours(name):
-    assert not [module for module in imported(ROOT / "src" / "srgym" / f"{name}.py") if module.startswith("srgym")]
+@pytest.mark.parametrize("name", ["errors", "files", "precision", "registry", "sealed"])
+def test_what_lies_below_every_package_imports_nothing_of_ours_but_its_errors(name):
+    ours = {module for module in imported(ROOT / "src" / "srgym" / f"{name}.py") if module.startswith("srgym")}
+    assert all(module.startswith("srgym.errors") for module in ours)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runners").glob("*/**/*.py")), ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ from typing import Any
 
 from srgym.envs import sources
 from srgym.envs.photographs import PHOTOGRAPHS
+from srgym.sealed import seal
 
 __all__ = ["held_out", "provenance", "ship"]
 
@@ -76,6 +77,7 @@ def ship(kind: str, run: Path, target: Path, commit: str) -> None:
     for file in files:
         shutil.copyfile(source / file, target / file)
     before.write_text(json.dumps({**described, "held_out": figures}, indent=2) + "\n")
+    seal(target)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
 from srgym.rewards.specimens import worse
 
 __all__ = ["FAULTS", "SEEN_BESIDE_A_REFERENCE", "spoilt"]
@@ -104,7 +105,7 @@ def spoilt(image: Tensor, kind: str, strength: float, area: float = 1.0, seed: i
         ValueError: for an unknown fault, a strength or an area outside (0, 1].
     """
     if kind not in FAULTS or not 0 < strength <= 1 or not 0 < area <= 1:
-        raise ValueError(
+        raise Refusal(
             f"expected a fault of {', '.join(FAULTS)}, at a strength and on an area in (0, 1], got '{kind}', "
             f"{strength}, {area}"
         )

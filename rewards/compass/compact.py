@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
+from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed
+
 __all__ = ["CompactCompass", "load"]
 
+_LARGEST = 1024
 _WEIGHTS = Path(__file__).parents[1] / "weights" / "compass_compact"
 
 
@@ -66,6 +70,9 @@ class CompactCompass(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (32, 48, 64), hidden: int = 64) -> None:
         super().__init__()
+        sizes = [len(widths), *widths, hidden]
+        if not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
+            raise Refusal(f"expected widths and hidden as whole numbers from 1 to {_LARGEST}, got {sizes[1:]!r:.80}")
         self._shape = {"widths": list(widths), "hidden": hidden}
         self.quality_trunk = _Trunk(6, tuple(widths))
         self.fidelity_trunk = _Trunk(15, tuple(widths))
@@ -96,7 +103,7 @@ class CompactCompass(nn.Module):
         return self.fidelity(lr_up, sr), self.quality(lr_up), q_sr, torch.isfinite(q_sr)
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `model.json`."""
+        """Write `model.safetensors` and `model.json`, sealed."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +111,7 @@ class CompactCompass(nn.Module):
             {name: p.detach().contiguous() for name, p in self.state_dict().items()}, folder / "model.safetensors"
         )
         (folder / "model.json").write_text(json.dumps(self._shape) + "\n")
+        seal(folder)
 
 
 def load(weights: str | Path | None = None) -> CompactCompass:
@@ -111,17 +119,19 @@ def load(weights: str | Path | None = None) -> CompactCompass:
 
     Raises:
         FileNotFoundError: if the folder has no `model.safetensors`.
+        Damaged: naming the first file that isn't what was written.
     """
-    from safetensors.torch import load_file
-
     folder = _WEIGHTS if weights is None else Path(weights)
     if not (folder / "model.safetensors").is_file():
         advice = "install srgym again, or train" if weights is None else "train"
-        raise FileNotFoundError(
+        raise MissingFile(
             f"expected the compact COMPASS scorer in {folder}, which has no model.safetensors; {advice} one with\n"
             "  srgym train experiment=compass_compact"
         )
-    shape = json.loads((folder / "model.json").read_text())
+    verify_if_sealed(folder)
+    shape, path = read_object(folder / "model.json", {"widths": list, "hidden": int}), folder / "model.safetensors"
+    stored = read_tensors(path)
     model = CompactCompass(tuple(shape["widths"]), shape["hidden"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    check_shapes(path, stored, model.state_dict())
+    model.load_state_dict(stored)
     return model.eval().requires_grad_(False)

@@ -5,12 +5,14 @@ better the input already is, the less fidelity may be lost for a gain in quality
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
+from srgym.registry import Spec
 from srgym.rewards.base import Incompatible, follow
 from srgym.rewards.registry import make, register_reward
 from srgym.rewards.scorers import Scorer, gradient_reaches, make_scorer
@@ -94,7 +96,7 @@ class Compass:
 
     def __init__(
         self,
-        scorer: "str | Mapping[str, Any] | Scorer" = "compact",
+        scorer: "Spec | Scorer" = "compact",
         mode: str = "non_reference",
         fidelity: Any = None,
         form: str = "compass",
@@ -102,13 +104,13 @@ class Compass:
         weights: Sequence[float] = (1.0, 1.0),
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"compass: expected a mode of {', '.join(MODES)}, got '{mode}'")
+            raise Refusal(f"compass: expected a mode of {', '.join(MODES)}, got '{mode}'")
         if form not in FORMS:
-            raise ValueError(f"compass: expected a form of {', '.join(FORMS)}, got '{form}'")
+            raise Refusal(f"compass: expected a form of {', '.join(FORMS)}, got '{form}'")
         if not 1 < gamma < math.inf:
-            raise ValueError(f"compass: expected a finite gamma above 1, got {gamma}")
+            raise Refusal(f"compass: expected a finite gamma above 1, got {gamma}")
         if len(weights) != 2:
-            raise ValueError(f"compass: expected two weights, of F and of dQ, got {list(weights)}")
+            raise Refusal(f"compass: expected two weights, of F and of dQ, got {list(weights)}")
         if mode == "non_reference" and fidelity is not None:
             raise Incompatible(
                 "compass in non-reference mode takes F from its scorer and has no use for a fidelity; "

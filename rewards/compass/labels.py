@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = ["Calibration", "calibrate", "median_slope", "min_max", "outcomes_from_scores", "win_rates"]
 
 
@@ -43,9 +45,9 @@ def win_rates(outcome: Tensor) -> Tensor:
         ValueError: if the outcomes aren't a square matrix of values in [0, 1].
     """
     if outcome.dim() != 2 or outcome.shape[0] != outcome.shape[1]:
-        raise ValueError(f"outcomes of a group of N are an [N, N] matrix, got {tuple(outcome.shape)}")
+        raise Refusal(f"outcomes of a group of N are an [N, N] matrix, got {tuple(outcome.shape)}")
     if bool(((outcome < 0) | (outcome > 1)).any()):
-        raise ValueError("outcomes are between 0 (loses) and 1 (wins), got values outside")
+        raise Refusal("outcomes are between 0 (loses) and 1 (wins), got values outside")
     n = len(outcome)
     if n == 1:
         return outcome.new_full((1,), 0.5)
@@ -85,7 +87,7 @@ def calibrate(r: Tensor, anchor: Tensor, fallback_slope: float | None = None) ->
             such a group at its mean.
     """
     if r.shape != anchor.shape or r.dim() != 1:
-        raise ValueError(f"ranks and anchors are both [N], got {tuple(r.shape)} and {tuple(anchor.shape)}")
+        raise Refusal(f"ranks and anchors are both [N], got {tuple(r.shape)} and {tuple(anchor.shape)}")
     centred = r - r.mean()
     variance = centred.square().mean()
     if len(r) == 1 or float(variance) == 0.0:

@@ -1,13 +1,12 @@
 """COMPASS's scores from a multimodal language model: read from its answer, or expected over its digits."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.registry import Spec
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS, COMPASS_FIELDS, COMPASS_STOP, FIDELITY, QUALITY
@@ -37,7 +36,7 @@ class MLLMScorer:
 
     def __init__(
         self,
-        engine: "str | Mapping[str, Any] | Engine" = _SERVED,
+        engine: "Spec | Engine" = _SERVED,
         seed: int = 0,
         temperature: float = 0.0,
         describe: bool = False,
@@ -73,7 +72,7 @@ class SoftScorer:
 
     differentiable = False
 
-    def __init__(self, engine: "str | Mapping[str, Any] | Engine" = _SERVED) -> None:
+    def __init__(self, engine: "Spec | Engine" = _SERVED) -> None:
         self.engine = make_engine(engine, model="compass")
 
     def __call__(self, lr: Tensor, sr: Tensor) -> Rated:

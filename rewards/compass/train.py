@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from srgym.precision import autocast_dtype
 from srgym.rewards.appearance import appearance
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
@@ -153,7 +154,7 @@ def train_scorer(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))  # type: ignore[no-untyped-call]
     averaged = cast(CompactCompass, average.module)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
-    running = 0.0
+    half, running = autocast_dtype("auto", torch.device("cpu")), 0.0
     for step in range(steps):
         for settings in optimizer.param_groups:
             settings["lr"] = lr * min(1.0, 20 * step / steps) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
@@ -161,7 +162,7 @@ def train_scorer(
         losses = []
         for i in picked:
             group = _vary(train[int(i)], generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", half, enabled=half is not None):
                 quality, fidelity = _predict(model, group)
             losses.append(_group_loss(quality.float(), fidelity.float(), group))
         loss = torch.stack(losses).mean()

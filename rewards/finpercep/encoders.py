@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["ENCODERS", "CompactEncoder", "Encoder", "RN50Encoder", "load_clip_rn50"]
 
 
@@ -173,7 +175,7 @@ def load_clip_rn50(encoder: RN50Encoder, path: str | Path) -> None:
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected CLIP's RN50 as a safetensors file at '{path}', found none")
+        raise MissingFile(f"expected CLIP's RN50 as a safetensors file at '{path}', found none")
     held = {name.removeprefix("visual."): tensor for name, tensor in load_file(path).items()}
     state = encoder.state_dict()
     for name, own in state.items():
@@ -181,9 +183,9 @@ def load_clip_rn50(encoder: RN50Encoder, path: str | Path) -> None:
             continue
         theirs = _clip_name(name)
         if theirs not in held:
-            raise ValueError(f"'{path}' has no tensor '{theirs}'; expected CLIP's RN50")
+            raise Refusal(f"'{path}' has no tensor '{theirs}'; expected CLIP's RN50")
         if held[theirs].shape != own.shape:
-            raise ValueError(f"'{theirs}' in '{path}': expected {tuple(own.shape)}, got {tuple(held[theirs].shape)}")
+            raise Refusal(f"'{theirs}' in '{path}': expected {tuple(own.shape)}, got {tuple(held[theirs].shape)}")
         state[name] = held[theirs].to(own.dtype)
     encoder.load_state_dict(state)
 

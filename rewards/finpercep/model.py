@@ -5,6 +5,7 @@ prints g(M) = M. A clean image has M = 0 everywhere, which wipes f_N out and giv
 default here is g(M) = 1 - M, which looks at what isn't broken.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile, Refusal
 from srgym.rewards.finpercep.encoders import ENCODERS, Encoder
+from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, seal, verify_if_sealed
 
 __all__ = ["LAST_STAGE", "MODULATIONS", "FinPercepRM", "load"]
 
@@ -27,6 +30,7 @@ LAST_STAGE = len(_WIDTHS) - 1
 
 # So that at first everything is taken to be clean: sigmoid(-4) = 0.018.
 _BIAS = -4.0
+_LARGEST = 4096
 
 
 class FinPercepRM(nn.Module):
@@ -56,11 +60,13 @@ class FinPercepRM(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(encoder, str) and encoder not in ENCODERS:
-            raise ValueError(f"unknown encoder '{encoder}': expected one of {', '.join(ENCODERS)}")
+            raise Refusal(f"unknown encoder '{encoder}': expected one of {', '.join(ENCODERS)}")
         if modulation not in MODULATIONS:
-            raise ValueError(f"unknown modulation '{modulation}': expected one of {', '.join(MODULATIONS)}")
-        if not 0 <= stage <= LAST_STAGE:
-            raise ValueError(f"expected a stage from 0 to {LAST_STAGE}, got {stage}")
+            raise Refusal(f"unknown modulation '{modulation}': expected one of {', '.join(MODULATIONS)}")
+        if stage not in range(LAST_STAGE + 1):
+            raise Refusal(f"expected a stage from 0 to {LAST_STAGE}, got {stage}")
+        if type(hidden) is not int or not 1 <= hidden <= _LARGEST:
+            raise Refusal(f"expected hidden as a whole number from 1 to {_LARGEST}, got {hidden!r:.40}")
         self._named = encoder if isinstance(encoder, str) else None
         self._options = options
         self.encoder = ENCODERS[encoder](**options) if isinstance(encoder, str) else encoder
@@ -78,7 +84,7 @@ class FinPercepRM(nn.Module):
             ValueError: at the last stage.
         """
         if self.stage == LAST_STAGE:
-            raise ValueError(f"FinPercep-RM has {LAST_STAGE} stages after the global one; there's none to grow to")
+            raise Refusal(f"FinPercep-RM has {LAST_STAGE} stages after the global one; there's none to grow to")
         self.stage += 1
         device = next(self.head.parameters()).device
         width = _WIDTHS[self.stage] - _WIDTHS[self.stage - 1]
@@ -140,17 +146,18 @@ class FinPercepRM(nn.Module):
         return [p for p in self.parameters() if id(p) not in kept]
 
     def save(self, folder: str | Path, **notes: Any) -> None:
-        """Write `model.safetensors` and `model.json`, with notes on how the weights came about."""
+        """Write `model.safetensors` and `model.json`, sealed, with notes on how the weights came about."""
         from safetensors.torch import save_file
 
         if self._named is None:
-            raise ValueError(f"only a model whose encoder is one of {', '.join(ENCODERS)} can be saved by name")
+            raise Refusal(f"only a model whose encoder is one of {', '.join(ENCODERS)} can be saved by name")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}, folder / _WEIGHTS)
         built = {"encoder": self._named, "stage": self.stage, "modulation": self.modulation, "hidden": self._hidden}
         described = {"model": {**built, **self._options}, "notes": notes}
         (folder / _DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+        seal(folder)
 
 
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
@@ -161,15 +168,21 @@ def load(folder: str | Path) -> FinPercepRM:
 
     Raises:
         FileNotFoundError: if the folder doesn't hold one.
+        Damaged: naming the first file that isn't what was written.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for file in (_WEIGHTS, _DESCRIPTION):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"expected FinPercep-RM in '{folder}', which has no {file}")
-    model = FinPercepRM(**json.loads((folder / _DESCRIPTION).read_text())["model"])
-    model.load_state_dict(load_file(folder / _WEIGHTS))
+            raise MissingFile(f"expected FinPercep-RM in '{folder}', which has no {file}")
+    verify_if_sealed(folder)
+    options = read_object(folder / _DESCRIPTION, {"model": dict})["model"]
+    unknown = sorted(set(options) - set(inspect.signature(FinPercepRM).parameters))
+    if unknown:
+        raise Damaged(f"{folder / _DESCRIPTION}: FinPercep-RM has no option '{unknown[0]}'")
+    stored = read_tensors(folder / _WEIGHTS)
+    model = FinPercepRM(**options)
+    check_shapes(folder / _WEIGHTS, stored, model.state_dict())
+    model.load_state_dict(stored)
     return model.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import MissingFile, Refusal
 from srgym.rewards.base import follow
 from srgym.rewards.finpercep.model import FinPercepRM, load
 from srgym.rewards.registry import register_reward
@@ -50,11 +51,11 @@ class FinPercep:
         **options: Any,
     ) -> None:
         if total not in _TOTALS:
-            raise ValueError(f"finpercep: expected a total of {', '.join(_TOTALS)}, got '{total}'")
+            raise Refusal(f"finpercep: expected a total of {', '.join(_TOTALS)}, got '{total}'")
         if len(mix) != 2 or min(mix) < 0 or abs(sum(mix) - 1) > 1e-6:
-            raise ValueError(f"finpercep: expected two weights that sum to 1 as mix, got {list(mix)}")
+            raise Refusal(f"finpercep: expected two weights that sum to 1 as mix, got {list(mix)}")
         if options and weights != "random":
-            raise ValueError(f"finpercep: '{next(iter(options))}' is a property of the weights; leave it out")
+            raise Refusal(f"finpercep: '{next(iter(options))}' is a property of the weights; leave it out")
         self.model = _random(seed, options) if weights == "random" else _stored(weights)
         self.total, self.mix = total, (float(mix[0]), float(mix[1]))
 
@@ -82,7 +83,7 @@ def _random(seed: int, options: dict[str, Any]) -> FinPercepRM:
 
 def _stored(weights: str | Path | None) -> FinPercepRM:
     if weights is None and not SHIPPED.is_dir():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"reward 'finpercep' needs weights, and none ship in '{SHIPPED}': name the folder of a trained model "
             "(weights=FOLDER; srgym train experiment=finpercep_compact makes one), or say weights=random"
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.errors import MissingFile
+
 __all__ = ["Features", "band_energies", "dinov3", "fault_map", "normaliser", "random_mask", "region_mask", "synthesise"]
 
 Features = Callable[[Tensor], Tensor]
@@ -160,7 +162,7 @@ def dinov3(path: str | Path) -> Features:
     from transformers import AutoModel
 
     if not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(f"expected the folder of a DINOv3 model at '{path}', found none")
+        raise MissingFile(f"expected the folder of a DINOv3 model at '{path}', found none")
     model = AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
     patch, kept = model.config.patch_size, 1 + model.config.num_register_tokens
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.errors import Refusal
 from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import Features, fault_map, normaliser, random_mask, region_mask, synthesise
 
@@ -88,7 +89,7 @@ def make_examples(
         faults = (fault_map(synthetic, gt, features, alpha), fault_map(sr, gt, features, alpha))
         made.append(Example(sr, gt, synthetic, *faults))
     if not made:
-        raise ValueError("expected at least one batch of (SR, GT) to learn from, got none")
+        raise Refusal("expected at least one batch of (SR, GT) to learn from, got none")
     if divisor is None:
         divisor = normaliser(torch.cat([example.fault.flatten() for example in made]))
     return [
@@ -204,7 +205,7 @@ def train(
         ValueError: if the examples end before `steps`.
     """
     if steps < 1:
-        raise ValueError(f"expected at least 1 step, got {steps}")
+        raise Refusal(f"expected at least 1 step, got {steps}")
     device = torch.device(device)
     model.to(device).train()
     for parameter in model.parameters():
@@ -230,7 +231,7 @@ def train(
         history.append({"loss": float(loss.detach())} | {name: float(term.detach()) for name, term in terms.items()})
     model.eval().requires_grad_(False)
     if len(history) < steps:
-        raise ValueError(f"expected examples for {steps} steps, got {len(history)}")
+        raise Refusal(f"expected examples for {steps} steps, got {len(history)}")
     return history
 
 
@@ -266,7 +267,7 @@ def fit(
         while model.stage < stage:
             model.grow()
         if model.stage > stage:
-            raise ValueError(f"the model is at stage {model.stage}, past stage {stage}, which it was to be trained at")
+            raise Refusal(f"the model is at stage {model.stage}, past stage {stage}, which it was to be trained at")
         train(model, _shuffled(examples, order), steps=count, base=base, lr=lr, device=device)
     found = measure(model, held_out, device)
     told = {"steps": {str(stage): count for stage, count in steps.items()}, "lr": lr, "seed": seed, **(notes or {})}

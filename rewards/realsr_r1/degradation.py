@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from srgym.errors import Refusal
+
 __all__ = ["LEVELS", "STEPS", "degradation_reward", "describe", "labels", "parse"]
 
 LEVELS = ("light", "medium", "heavy")
@@ -57,23 +59,23 @@ def labels(record: Mapping[str, Any]) -> dict[str, str]:
 
 def describe(record: Mapping[str, Any]) -> str:
     """The degradation as a text that `parse` reads back: "First blur: heavy. First resize: light. ..."."""
-    found = labels(record)
-    return " ".join(f"{_ORDER[step[-1]]} {_NAMES[step[:-1]]}: {found[step]}." for step in STEPS)
+    words = labels(record)
+    return " ".join(f"{_ORDER[step[-1]]} {_NAMES[step[:-1]]}: {words[step]}." for step in STEPS)
 
 
 def parse(text: str) -> dict[str, str]:
     """The labels that a text gives, by step; a step that it leaves out, or gives more than once, isn't there."""
-    found: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     for order, name, label in _SENTENCE.findall(text):
         step = name.lower() + ("1" if order.lower() == "first" else "2")
-        found.setdefault(step, []).append(" ".join(label.lower().split()))
-    return {step: given[0] for step, given in found.items() if len(given) == 1}
+        answers.setdefault(step, []).append(" ".join(label.lower().split()))
+    return {step: alternatives[0] for step, alternatives in answers.items() if len(alternatives) == 1}
 
 
 def degradation_reward(text: str, record: Mapping[str, Any]) -> float:
     """The share of the eight steps whose label the text gives right, in [0, 1]."""
-    truth, said = labels(record), parse(text)
-    return sum(said.get(step) == truth[step] for step in STEPS) / len(STEPS)
+    truth, answers = labels(record), parse(text)
+    return sum(answers.get(step) == truth[step] for step in STEPS) / len(STEPS)
 
 
 def _label(step: str, drawn: Mapping[str, Any] | None) -> str:
@@ -82,7 +84,7 @@ def _label(step: str, drawn: Mapping[str, Any] | None) -> str:
     if step.startswith("noise"):
         kind, strength = drawn.get("kind"), _number(step, drawn, "strength")
         if kind not in _NOISE[step]:
-            raise ValueError(f"degradation record: expected {step} of kind {', '.join(_NOISE[step])}, got {drawn!r}")
+            raise Refusal(f"degradation record: expected {step} of kind {', '.join(_NOISE[step])}, got {drawn!r}")
         return NONE if strength <= 0 else f"{_level(strength, _NOISE[step][kind])} {kind}"
     if step.startswith("blur") and drawn.get("sigma") is None:
         return _level(_number(step, drawn, "cutoff"), _CUTOFF)
@@ -92,7 +94,7 @@ def _label(step: str, drawn: Mapping[str, Any] | None) -> str:
 def _number(step: str, drawn: Mapping[str, Any], key: str) -> float:
     value = drawn.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"degradation record: expected a number as {step}'s {key}, got {drawn!r}")
+        raise Refusal(f"degradation record: expected a number as {step}'s {key}, got {drawn!r}")
     return float(value)
 
 

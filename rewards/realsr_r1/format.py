@@ -27,5 +27,5 @@ def format_reward(text: str) -> float:
 
 def section(text: str, name: str) -> str | None:
     """What the first complete section of this name holds; None where there's none."""
-    found = re.search(rf"<{name}>({_CONTENT})</{name}>", text, re.DOTALL)
-    return found.group(1) if found else None
+    content = re.search(rf"<{name}>({_CONTENT})</{name}>", text, re.DOTALL)
+    return content.group(1) if content else None

@@ -2,12 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
+from srgym.registry import Spec
 from srgym.rewards.compass.mllm import seed_of
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import parse_object
@@ -44,13 +46,13 @@ class Judge:
 
     def __init__(
         self,
-        engine: "str | Mapping[str, Any] | Engine" = _SERVED,
+        engine: "Spec | Engine" = _SERVED,
         weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
         seed: int = 0,
         temperature: float = 0.0,
     ) -> None:
         if len(weights) != 3 or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise ValueError(f"judge: expected three weights of {', '.join(AXES)} that sum to 1, got {list(weights)}")
+            raise Refusal(f"judge: expected three weights of {', '.join(AXES)} that sum to 1, got {list(weights)}")
         self.engine = make_engine(engine, model="judge")
         self.weights = tuple(float(weight) for weight in weights)
         self.seed, self.temperature = seed, temperature
@@ -81,7 +83,7 @@ class Judge:
 
     def _question(self, order: list[int], files: list[bytes], inputs: list[bytes] | None) -> Question:
         if len(order) > _LARGEST:
-            raise ValueError(
+            raise Refusal(
                 f"the judge names the samples of a group by letter, so it takes {_LARGEST} at most, got {len(order)}"
             )
         images = (*([inputs[order[0]]] if inputs is not None else []), *(files[i] for i in order))

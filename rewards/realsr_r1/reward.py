@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible
 from srgym.rewards.realsr_r1.degradation import degradation_reward
 from srgym.rewards.realsr_r1.format import format_reward, section
@@ -66,12 +67,12 @@ class RealSRR1:
     ) -> None:
         unknown = sorted(set(weights or {}) - set(COMPONENTS))
         if unknown:
-            raise ValueError(f"realsr_r1: expected weights of {', '.join(COMPONENTS)}, got one of '{unknown[0]}'")
+            raise Refusal(f"realsr_r1: expected weights of {', '.join(COMPONENTS)}, got one of '{unknown[0]}'")
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in COMPONENTS}
         if min(self.weights.values()) < 0 or steps < 0:
-            raise ValueError(f"realsr_r1: expected weights of 0 or more, got {self.weights} and steps {steps}")
+            raise Refusal(f"realsr_r1: expected weights of 0 or more, got {self.weights} and steps {steps}")
         if match not in MATCHES:
-            raise ValueError(f"realsr_r1: expected a match of {', '.join(MATCHES)}, got '{match}'")
+            raise Refusal(f"realsr_r1: expected a match of {', '.join(MATCHES)}, got '{match}'")
         self.match, self.steps, self.reference = match, float(steps), reference
         self.synonyms = read_synonyms(synonyms) if synonyms is not None else {}
         self.judge, self.metrics = _generation(generation)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["MATCHES", "mentions", "read_synonyms", "singular", "understanding_reward"]
 
 MATCHES = ("word", "substring")
@@ -30,8 +32,8 @@ def understanding_reward(
     wanted = {" ".join(tag.lower().split()) for tag in tags} - {""}
     if not wanted:
         return None
-    found = (any(mentions(text, name, match) for name in (tag, *(synonyms or {}).get(tag, ()))) for tag in wanted)
-    return sum(found) / len(wanted)
+    mentioned = (any(mentions(text, name, match) for name in (tag, *(synonyms or {}).get(tag, ()))) for tag in wanted)
+    return sum(mentioned) / len(wanted)
 
 
 def mentions(text: str, name: str, match: str = "word") -> bool:
@@ -47,7 +49,7 @@ def mentions(text: str, name: str, match: str = "word") -> bool:
     if match == "substring":
         return name.lower() in text.lower()
     if match != "word":
-        raise ValueError(f"expected a match of {', '.join(MATCHES)}, got '{match}'")
+        raise Refusal(f"expected a match of {', '.join(MATCHES)}, got '{match}'")
     wanted, words = _words(name), _words(text)
     return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
@@ -75,13 +77,13 @@ def read_synonyms(path: str | Path) -> dict[str, list[str]]:
         FileNotFoundError: if there's no such file. ValueError: if it holds anything else.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a file of synonyms at '{path}', found none")
+        raise MissingFile(f"expected a file of synonyms at '{path}', found none")
     held = json.loads(Path(path).read_text(encoding="utf-8"))
     listed = isinstance(held, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in held.values()
     )
     if not listed:
-        raise ValueError(f"expected synonyms as {{tag: [word, ...], ...}} in '{path}'")
+        raise Refusal(f"expected synonyms as {{tag: [word, ...], ...}} in '{path}'")
     return {tag.lower(): names for tag, names in held.items()}
 
 

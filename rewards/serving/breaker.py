@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from srgym.errors import Refusal
+
 __all__ = ["Breaker"]
 
 
@@ -26,7 +28,7 @@ class Breaker:
     ) -> None:
         longest = max(30.0, cooldown) if longest is None else longest
         if failures < 1 or cooldown <= 0 or longest < cooldown:
-            raise ValueError(
+            raise Refusal(
                 "a breaker needs at least 1 failure and 0 < cooldown <= longest, "
                 f"got {failures} failures, cooldown {cooldown} s, longest {longest} s"
             )

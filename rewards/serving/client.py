@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from srgym.errors import Refusal, WrongType
 from srgym.rewards.serving.breaker import Breaker
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 from srgym.rewards.serving.readiness import ServerRefused, answering
@@ -28,7 +29,7 @@ _LARGEST_BODY = 4 << 20
 _log = logging.getLogger(__name__)
 
 
-class ServersSilent(ValueError):
+class ServersSilent(Refusal):
     """Every server has been silent for several batches: going on would collect samples without scores for ever."""
 
 
@@ -123,9 +124,9 @@ class Client:
     ) -> None:
         addresses = [urls] if isinstance(urls, str) else list(urls or ())
         if not addresses:
-            raise ValueError("a client needs the base address of at least one server, got none")
+            raise Refusal("a client needs the base address of at least one server, got none")
         if min(limit, patience) < 1 or retries < 0 or timeout <= 0 or deadline <= 0 or backoff < 0:
-            raise ValueError(
+            raise Refusal(
                 "a client needs limit >= 1, retries >= 0, timeout > 0, deadline > 0, backoff >= 0 and patience >= 1, "
                 f"got {limit}, {retries}, {timeout}, {deadline}, {backoff}, {patience}"
             )
@@ -174,7 +175,7 @@ class Client:
         """
         labels = list(groups) if groups is not None else [0] * len(questions)
         if len(labels) != len(questions):
-            raise ValueError(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
+            raise Refusal(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
         if not questions:
             return
         # A thread of its own, because the caller may already be inside an event loop (a notebook is). It isn't joined:
@@ -348,7 +349,7 @@ def _read_body(content: bytes, question: Question) -> Reply:
         choice = json.loads(content)["choices"][0]
         text = choice["message"]["content"]
         if not isinstance(text, str):
-            raise TypeError(f"expected a text, got {type(text).__name__}")
+            raise WrongType(f"expected a text, got {type(text).__name__}")
         logprobs = _first_logprobs(choice) if question.choices else {}
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise _Fault("a malformed body") from error
@@ -372,7 +373,7 @@ def _address(url: str) -> str:
     with contextlib.suppress(ValueError):
         if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0):
             return url.rstrip("/").removesuffix("/v1")
-    raise ValueError(f"expected the base address of a server, such as 'http://127.0.0.1:8000', got '{url}'")
+    raise Refusal(f"expected the base address of a server, such as 'http://127.0.0.1:8000', got '{url}'")
 
 
 def _http_library() -> Any:
@@ -380,4 +381,4 @@ def _http_library() -> Any:
     for name in ("httpx2", "httpx"):
         with contextlib.suppress(ModuleNotFoundError):
             return importlib.import_module(name)
-    raise ValueError("asking a served model needs httpx: pip install httpx")
+    raise Refusal("asking a served model needs httpx: pip install httpx")

@@ -1,8 +1,10 @@
 """Who answers questions: served models, or a model in this process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from srgym.errors import Refusal
+from srgym.registry import Spec
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 
 __all__ = ["ENGINES", "Engine", "ask_locally", "make_engine"]
@@ -24,7 +26,7 @@ class Engine(Protocol):
         """(group, the answers to its questions in order), each group as soon as it is complete."""
 
 
-def make_engine(spec: "str | Mapping[str, Any] | Engine", *, model: str) -> Engine:
+def make_engine(spec: "Spec | Engine", *, model: str) -> Engine:
     """An engine.
 
     Args:
@@ -43,7 +45,7 @@ def make_engine(spec: "str | Mapping[str, Any] | Engine", *, model: str) -> Engi
     options = {str(key): value for key, value in spec.items()}
     name = options.pop("engine", "served")
     if name not in ENGINES:
-        raise ValueError(f"unknown engine '{name}': expected one of {', '.join(ENGINES)}")
+        raise Refusal(f"unknown engine '{name}': expected one of {', '.join(ENGINES)}")
     try:
         if name == "served":
             from srgym.rewards.serving.client import Client
@@ -57,7 +59,7 @@ def make_engine(spec: "str | Mapping[str, Any] | Engine", *, model: str) -> Engi
 
         return VLLMEngine(**options)
     except TypeError as error:
-        raise ValueError(f"engine '{name}': {error}") from error
+        raise Refusal(f"engine '{name}': {error}") from error
 
 
 def ask_locally(

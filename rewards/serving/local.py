@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards.serving.engines import ask_locally
 from srgym.rewards.serving.guide import PatternGuide
 from srgym.rewards.serving.question import Question, Reply
@@ -36,7 +37,7 @@ class _LocalEngine(ABC):
         """(group, the answers to its questions in order), one group after another."""
         labels = list(groups) if groups is not None else [0] * len(questions)
         if len(labels) != len(questions):
-            raise ValueError(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
+            raise Refusal(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
         for label in dict.fromkeys(labels):
             yield label, self.ask([q for q, of in zip(questions, labels) if of == label], read)
 
@@ -90,7 +91,7 @@ class TransformersEngine(_LocalEngine):
     def _single(self, choice: str) -> int:
         ids = self.processor.tokenizer.encode(choice, add_special_tokens=False)
         if len(ids) != 1:
-            raise ValueError(f"expected '{choice}' to be one token of this model, got {len(ids)}")
+            raise Refusal(f"expected '{choice}' to be one token of this model, got {len(ids)}")
         return int(ids[0])
 
     def _write(self, question: Question) -> Reply:
@@ -135,11 +136,11 @@ class VLLMEngine(_LocalEngine):
     def __init__(self, path: str | Path, retries: int = 2, images: int = 2, **options: Any) -> None:
         folder = model_folder(path)
         if options.get("trust_remote_code"):
-            raise ValueError("trust_remote_code would run code out of the model's folder; it stays off")
+            raise Refusal("trust_remote_code would run code out of the model's folder; it stays off")
         try:
             from vllm import LLM
         except ModuleNotFoundError as error:
-            raise ValueError("the engine 'vllm' needs vLLM: pip install 'srgym[vllm]'") from error
+            raise Refusal("the engine 'vllm' needs vLLM: pip install 'srgym[vllm]'") from error
         limits = {"image": images, "video": 0}
         constrained = {"backend": "xgrammar", "disable_any_whitespace": True}
         settings = {"limit_mm_per_prompt": limits, "structured_outputs_config": constrained, **options}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from srgym.errors import Refusal
 from srgym.rewards.serving.question import BadAnswer, Reply
 
 __all__ = ["find_object", "parse_object", "parse_scores", "score_pattern", "score_reply"]
@@ -56,9 +57,7 @@ def score_pattern(fields: Mapping[str, tuple[float, float]]) -> str:
     parts = []
     for name, (low, high) in fields.items():
         if low != int(low) or high != int(high) or not 0 <= low < high <= 9:
-            raise ValueError(
-                f"a pattern for '{name}' needs a range between whole digits from 0 to 9, got [{low}, {high}]"
-            )
+            raise Refusal(f"a pattern for '{name}' needs a range between whole digits from 0 to 9, got [{low}, {high}]")
         parts.append(rf'"{name}":([{int(low)}-{int(high) - 1}]\.[0-9][0-9]|{int(high)}\.00)')
     return r"\{" + ",".join(parts) + r"\}"
 
@@ -71,15 +70,15 @@ def parse_object(text: str) -> dict[str, Any]:
     """
     text = text[:LONGEST]
     tagged = _ANSWER.findall(text)
-    found = find_object(tagged[-1] if tagged else text)
+    json_text = find_object(tagged[-1] if tagged else text)
     try:
-        values = json.loads(found, parse_constant=_constant, object_pairs_hook=_unique)
+        values = json.loads(json_text, parse_constant=_constant, object_pairs_hook=_unique)
     except BadAnswer:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"expected JSON, got {_quote(found)}") from error
+        raise BadAnswer(f"expected JSON, got {_quote(json_text)}") from error
     if not isinstance(values, dict):
-        raise BadAnswer(f"expected a JSON object, got {_quote(found)}")
+        raise BadAnswer(f"expected a JSON object, got {_quote(json_text)}")
     return values
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.files import to_png
 
 __all__ = ["BadAnswer", "Question", "Reply", "encode_images"]
 
 
-class BadAnswer(ValueError):
+class BadAnswer(Refusal):
     """A model's answer holds no usable score. It's asked again, or the sample is invalid: a score is never made up."""
 
 

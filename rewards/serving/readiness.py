@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from srgym.errors import Refusal
+
 __all__ = ["ServerRefused", "answering", "ensure_ready"]
 
 _log = logging.getLogger(__name__)
@@ -14,7 +16,7 @@ _log = logging.getLogger(__name__)
 _SECONDS = 5.0
 
 
-class ServerRefused(ValueError):
+class ServerRefused(Refusal):
     """A server isn't there, or won't answer however often it's asked: a wrong address, token, model or option."""
 
 
@@ -45,14 +47,14 @@ def answering(urls: Sequence[str], model: str, token: str | None, seconds: float
     """
     troubles = {url: _trouble(url, model, token, seconds) for url in urls}
     silent = {url: trouble for url, trouble in troubles.items() if trouble is not None}
-    told = ", ".join(f"{url} ({trouble})" for url, trouble in silent.items())
+    where = ", ".join(f"{url} ({trouble})" for url, trouble in silent.items())
     if len(silent) == len(urls):
         raise ServerRefused(
-            f"no server of the model '{model}' answers at {told}: start one with `srgym serve {model} --model PATH`, "
+            f"no server of the model '{model}' answers at {where}: start one with `srgym serve {model} --model PATH`, "
             "or set the reward's urls to where one is"
         )
     if silent:
-        _log.warning("going on without the server of the model '%s' at %s", model, told)
+        _log.warning("going on without the server of the model '%s' at %s", model, where)
     return [url for url in urls if url not in silent]
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from srgym.errors import MissingFile, Refusal
+
 __all__ = ["TOKEN_VARIABLE", "Server", "free_port", "model_folder", "serve_command", "serve_environment"]
 
 TOKEN_VARIABLE = "SRGYM_SERVE_TOKEN"
@@ -55,12 +57,12 @@ def serve_command(
         ValueError: for a port, an image limit or an extra argument that can't be.
     """
     if not 0 < port < 65536:
-        raise ValueError(f"expected a port from 1 to 65535, got {port}")
+        raise Refusal(f"expected a port from 1 to 65535, got {port}")
     if images < 1:
-        raise ValueError(f"expected a limit of at least 1 image in a request, got {images}")
+        raise Refusal(f"expected a limit of at least 1 image in a request, got {images}")
     unsafe = [word for word in extra if word.split("=")[0].replace("_", "-") in _WHAT_CANNOT_BE_CHANGED]
     if unsafe:
-        raise ValueError(f"'{unsafe[0]}' would undo a safe setting; the server can't be started with it")
+        raise Refusal(f"'{unsafe[0]}' would undo a safe setting; the server can't be started with it")
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_folder(model).resolve())]
     command += ["--served-model-name", name, "--host", host, "--port", str(port)]
     command += [
@@ -149,7 +151,7 @@ class Server:
     def start(self) -> None:
         """Start the process, in a session of its own, so that stopping it takes its workers along."""
         if self._process is not None:
-            raise ValueError(f"the server at {self.url} is already started")
+            raise Refusal(f"the server at {self.url} is already started")
         self._sockets = tempfile.TemporaryDirectory(prefix="srgym-serve-")
         environment = {**self.environment, "VLLM_RPC_BASE_PATH": self._sockets.name}
         self._output = self._log.open("wb") if self._log is not None else None
@@ -177,9 +179,9 @@ class Server:
         while not self.ready():
             code = self._process.poll() if self._process is not None else -1
             if code is not None:
-                raise ValueError(f"the server ended with code {code} before it answered{self._tail()}")
+                raise Refusal(f"the server ended with code {code} before it answered{self._tail()}")
             if time.monotonic() > end:
-                raise ValueError(f"the server at {self.url} didn't answer within {timeout:.0f} s{self._tail()}")
+                raise Refusal(f"the server at {self.url} didn't answer within {timeout:.0f} s{self._tail()}")
             time.sleep(0.25)
 
     def run(self) -> int:
@@ -242,5 +244,5 @@ def model_folder(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"expected a model's folder with a config.json at '{folder}', found none")
+        raise MissingFile(f"expected a model's folder with a config.json at '{folder}', found none")
     return folder

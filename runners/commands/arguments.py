@@ -1,5 +1,7 @@
 """Taking a command line apart: what isn't a Hydra override."""
 
+from srgym.errors import Refusal
+
 __all__ = ["take_flag", "take_option", "take_setting"]
 
 
@@ -23,7 +25,7 @@ def take_option(arguments: list[str], option: str) -> list[str]:
         if argument == option:
             value = next(rest, None)
             if value is None:
-                raise ValueError(f"{option} expects a value after it, got none")
+                raise Refusal(f"{option} expects a value after it, got none")
             values.append(value)
         elif argument.startswith(f"{option}="):
             values.append(argument.partition("=")[2])

@@ -5,6 +5,7 @@ Nothing heavy is imported before the settings are checked.
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -12,7 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import Refusal
+from srgym.registry import TRUST
+
 __all__ = ["COMMANDS", "main"]
+
+DEBUG = "SRGYM_DEBUG"
 
 COMMANDS = {
     "train": "train a policy: srgym train experiment=oars",
@@ -36,11 +42,17 @@ def _usage() -> str:
         "Reinforcement-learning post-training of image super-resolution.\n\n"
         f"usage: srgym COMMAND [key=value ...]\n\n{listed}\n\n"
         "srgym COMMAND --help tells what a command takes; srgym --version tells the version.\n"
+        f"--debug, {DEBUG}=1: tracebacks of refusals, too.\n"
+        "--trust: import code that the files of a run or a policy name by its path, as module:Class.\n"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns its exit code: 0; 2 for what the user can mend; 128 + n if signal n stopped it."""
+    """Run a command line. Returns its exit code: 0; 1 of a run that failed; 2 for what the user can mend; 128 + n if
+    signal n stopped it.
+
+    An error of other code than srgym's passes, so that Python shows where it happened.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -55,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return _refuse(f"unknown command '{name}': expected one of {', '.join(COMMANDS)}{hint}")
+    for flag, variable in (("--trust", TRUST), ("--debug", DEBUG)):
+        if flag in rest:
+            rest = [argument for argument in rest if argument != flag]
+            os.environ[variable] = "1"  # processes that are started see it, too
     command = import_module(f"srgym.runners.commands.{name}")
     if any(flag in rest for flag in ("-h", "--help")):
         print(command.__doc__)
@@ -66,15 +82,15 @@ def _run(command: Callable[[list[str]], int], rest: list[str]) -> int:
     warnings.showwarning = _tell
     try:
         return int(command(rest) or 0)
-    except (ValueError, FileNotFoundError) as error:
-        return _refuse(str(error))
     except KeyboardInterrupt:
         return _refuse("stopped", 130)
     except Exception as error:
-        code = getattr(error, "exit_code", None)  # a run that saved before it stopped
+        code = 2 if isinstance(error, Refusal) else getattr(error, "exit_code", None)  # a run that says how it ended
         if code is None:
-            raise
-        return _refuse(str(error), int(code))
+            raise  # of somebody's code or of ours: its traceback tells where, its notes when
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        return _refuse("\n".join([str(error), *getattr(error, "__notes__", ())]), int(code))
 
 
 def _tell(

@@ -139,12 +139,16 @@ def _output(out: Path) -> Finding:
 def _gpu() -> Iterator[Finding]:
     try:
         import torch
+
+        from srgym.precision import has_bfloat16
     except Exception as error:  # a broken installation: whatever it raises is what has to be told
         yield Finding("fail", f"torch can't be imported ({type(error).__name__}: {error})", "install it again")
         return
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
         yield Finding("note", f"no GPU (torch {torch.__version__}, {built})", "the compact policy needs none")
+        if not has_bfloat16(torch.device("cpu")):
+            yield Finding("note", "this CPU has no bfloat16", "autocast=auto takes float32; bf16 would be slower")
         return
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)

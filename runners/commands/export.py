@@ -16,6 +16,7 @@ runs it.
 
 from pathlib import Path
 
+from srgym.errors import Refusal
 from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
@@ -27,7 +28,7 @@ def run(arguments: list[str]) -> int:
     chosen, _ = take_values(arguments, _DEFAULTS)
     for key in ("policy", "out"):
         if not chosen[key]:
-            raise ValueError(f"srgym export needs {key}=PATH; see srgym export --help")
+            raise Refusal(f"srgym export needs {key}=PATH; see srgym export --help")
     from srgym.policies.export import export
 
     base = None if chosen["base_model"] is None else str(chosen["base_model"])

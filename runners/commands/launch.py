@@ -22,6 +22,7 @@ when it is complete, 128 + n when signal n stopped it after saving (USR1: 138), 
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import Refusal
 from srgym.runners.commands.arguments import take_option, take_setting
 from srgym.runners.run.overrides import take_values
 
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> int:
     from srgym.runners.run.launch import local_servers, slurm_script, submit, write_script
 
     if not arguments or arguments[0] != "slurm":
-        raise ValueError(f"srgym launch knows slurm, got {arguments[0] if arguments else 'nothing'}; see --help")
+        raise Refusal(f"srgym launch knows slurm, got {arguments[0] if arguments else 'nothing'}; see --help")
     given = arguments[1:]
     folders = [Path(folder) for folder in take_option(given, "--config-dir")]
     raw = {
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
     options |= raw
     for refused in ("overwrite", "resume"):
         if any(text.partition("=")[0] == refused for text in train):
-            raise ValueError(
+            raise Refusal(
                 f"srgym launch can't take {refused}=: a job that is queued again must go on by itself in out="
             )
     config = resolve(*compose(train, folders))

@@ -11,6 +11,7 @@
 The result is checked against the model and the LoRA run one after the other, and models that don't fit are refused.
 """
 
+from srgym.errors import Refusal
 from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
@@ -22,7 +23,7 @@ def run(arguments: list[str]) -> int:
     chosen, _ = take_values(arguments, _DEFAULTS)
     for key in ("lora", "into", "out"):
         if not chosen[key]:
-            raise ValueError(f"srgym merge needs {key}=PATH; see srgym merge --help")
+            raise Refusal(f"srgym merge needs {key}=PATH; see srgym merge --help")
     from srgym.policies.merging import run as merge
 
     print(merge({key: str(value) if key in ("lora", "into", "out") else value for key, value in chosen.items()}))

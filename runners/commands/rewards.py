@@ -19,6 +19,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from srgym.errors import Refusal
 from srgym.rewards.registry import REWARDS, listing
 from srgym.runners.commands.arguments import take_flag
 from srgym.runners.run.overrides import take_values
@@ -73,7 +74,7 @@ def _one(arguments: list[str], command: str) -> tuple[str, dict[str, Any] | None
     """The reward that a command line names, and its file among the configs."""
     names = [argument for argument in arguments if "=" not in argument]
     if len(names) != 1:
-        raise ValueError(f"srgym rewards {command} expects one reward, got {len(names)}: srgym rewards {command} NAME")
+        raise Refusal(f"srgym rewards {command} expects one reward, got {len(names)}: srgym rewards {command} NAME")
     section = _section(names[0])
     if section is None:
         REWARDS.check_name(names[0])  # a misspelt name is refused before torch loads

@@ -24,6 +24,7 @@ import subprocess
 import sys
 from difflib import get_close_matches
 
+from srgym.errors import Refusal
 from srgym.rewards.serving.server import TOKEN_VARIABLE, Server
 from srgym.runners.commands.arguments import take_flag, take_option, take_setting
 
@@ -65,15 +66,15 @@ def _server(arguments: list[str], models: list[str], extra: list[str]) -> tuple[
     if name not in SERVED:
         near = get_close_matches(name, SERVED, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"srgym serve expects one of {', '.join(SERVED)}, got '{name}'{hint}")
+        raise Refusal(f"srgym serve expects one of {', '.join(SERVED)}, got '{name}'{hint}")
     if len(models) != 1:
-        raise ValueError(f"srgym serve {name} expects one model: --model PATH, got {len(models)}")
+        raise Refusal(f"srgym serve {name} expects one model: --model PATH, got {len(models)}")
     arguments.remove(name)
     port, images = SERVED[name]
     host = take_setting(arguments, "host", "127.0.0.1") or ""
     device = take_setting(arguments, "device", "gpu")
     if device not in ("cpu", "gpu"):
-        raise ValueError(f"expected device=cpu or device=gpu, got device={device}")
+        raise Refusal(f"expected device=cpu or device=gpu, got device={device}")
     server = Server(
         models[0],
         token=os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24),
@@ -87,7 +88,7 @@ def _server(arguments: list[str], models: list[str], extra: list[str]) -> tuple[
         extra=extra,
     )
     if arguments:
-        raise ValueError(f"srgym serve doesn't know '{arguments[0]}'; arguments of vLLM go behind '--'")
+        raise Refusal(f"srgym serve doesn't know '{arguments[0]}'; arguments of vLLM go behind '--'")
     if host not in _LOOPBACK:
         print(f"note: {host} can be reached from other machines; only the token protects the server", file=sys.stderr)
     return name, server
@@ -96,7 +97,7 @@ def _server(arguments: list[str], models: list[str], extra: list[str]) -> tuple[
 def _whole(arguments: list[str], key: str, default: int) -> int:
     value = take_setting(arguments, key, str(default)) or ""
     if not value.isdecimal():
-        raise ValueError(f"expected a whole number as {key}, got '{value}'")
+        raise Refusal(f"expected a whole number as {key}, got '{value}'")
     return int(value)
 
 
@@ -105,9 +106,9 @@ def _check_vllm(python: str) -> None:
     try:
         found = subprocess.run([python, "-c", look], check=False).returncode == 0
     except OSError as error:
-        raise ValueError(f"expected an interpreter at '{python}': {error}") from error
+        raise Refusal(f"expected an interpreter at '{python}': {error}") from error
     if not found:
-        raise ValueError(
+        raise Refusal(
             f"serving needs vLLM, which '{python}' doesn't have: pip install 'srgym[vllm]', or name the interpreter of "
             "an environment that has it with python=PATH or SRGYM_VLLM_PYTHON"
         )

@@ -17,6 +17,8 @@ import json
 import os
 from pathlib import Path
 
+from srgym.errors import MissingFile
+from srgym.registry import named_by
 from srgym.runners.commands.arguments import take_flag, take_option, take_setting
 from srgym.runners.run.config import RunConfig, compose, resolve
 
@@ -34,7 +36,13 @@ def run(arguments: list[str]) -> int:
     dry = take_flag(arguments, "--dry-run")
     overwrite = take_setting(arguments, "overwrite", "false") == "true"
     resume = take_setting(arguments, "resume")
-    config = _resumed(Path(resume), arguments, folders) if resume else _resolve(arguments, folders)
+    if resume:
+        with named_by(Path(resume) / "config.json"):
+            return _go(_resumed(Path(resume), arguments, folders), show, dry, overwrite)
+    return _go(_resolve(arguments, folders), show, dry, overwrite)
+
+
+def _go(config: RunConfig, show: bool, dry: bool, overwrite: bool) -> int:
     if show:
         import yaml
 
@@ -64,7 +72,7 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
     """The settings that a run was started with, and what is given besides."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"resume={folder}: expected the folder of a run, with config.json, found none")
+        raise MissingFile(f"resume={folder}: expected the folder of a run, with config.json, found none")
     before = json.loads(path.read_text())["overrides"]
     return resolve(*compose([*before, f"out={folder}", *arguments], folders))
 

@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import MissingFile, Refusal
 from srgym.runners.commands.arguments import take_option
 from srgym.runners.run.overrides import take_values
 
@@ -43,10 +44,10 @@ def run(arguments: list[str]) -> int:
     inputs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     chosen, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS)
     if not inputs:
-        raise ValueError("srgym upscale expects an image or a folder of images, got none: srgym upscale photo.jpg")
+        raise Refusal("srgym upscale expects an image or a folder of images, got none: srgym upscale photo.jpg")
     for path in inputs:
         if not Path(path).exists():
-            raise FileNotFoundError(f"expected an image or a folder of images at {path}, found nothing")
+            raise MissingFile(f"expected an image or a folder of images at {path}, found nothing")
     return _upscale(inputs, chosen)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.executor import Cell, Executor, LocalExecutor, Outcome, SlurmExecutor, read_done, run_cells
@@ -36,14 +37,14 @@ def compare(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path
         starts = run_cells(plan.starts, executor, board.on_outcome, board.on_poll)
         for start in starts:
             if start.error is not None:
-                raise ValueError(f"the starting policy: {start.error}")
+                raise Refusal(f"the starting policy: {start.error}")
         plan = _search(plan, executor, board, on_message)
         outcomes = run_cells(plan.cells, executor, board.on_outcome, board.on_poll)
     finally:
         board.close()
     agents = [outcome for outcome in outcomes if outcome.cell.role == "agent"]
     if all(outcome.error is not None for outcome in agents):
-        raise ValueError(f"no run of the comparison ended well; {agents[0].cell.name}: {agents[0].error}")
+        raise Refusal(f"no run of the comparison ended well; {agents[0].cell.name}: {agents[0].error}")
     failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
     write_json(plan.folder / "compare.json", {**plan.as_json(), "failed": failed})
     return write_compare_report(plan.folder), [*starts, *outcomes]
@@ -58,7 +59,7 @@ def _search(plan: Plan, executor: Executor, board: Board, on_message: Callable[[
         points = [list(cell.request["point"]) for cell in plan.trials[entry.label]]
         scores = [_validation_score(cell, entry.reward) for cell in plan.trials[entry.label]]
         if not any(map(math.isfinite, scores)):
-            raise ValueError(f"no setting that was tried for '{entry.label}' ended well: see {plan.folder / 'search'}")
+            raise Refusal(f"no setting that was tried for '{entry.label}' ended well: see {plan.folder / 'search'}")
         best = max(range(len(points)), key=lambda i: scores[i] if math.isfinite(scores[i]) else -math.inf)
         winners[entry.label] = points[best]
         tried[entry.label] = {" ".join(point): score for point, score in zip(points, scores, strict=True)}
@@ -87,11 +88,11 @@ def make_executor(plan: Plan) -> Executor:
     jobs, gpus = settings["jobs"], settings["gpus"]
     for name, number in (("jobs", jobs), ("gpus", gpus)):
         if not (number is None and name == "jobs") and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} is a whole number of at least 1, got {number!r}")
+            raise Refusal(f"{name} is a whole number of at least 1, got {number!r}")
     if settings["executor"] == "slurm":
         return SlurmExecutor(plan.folder / "slurm", settings["slurm"], gpus=gpus, jobs=jobs)
     if settings["executor"] != "local":
-        raise ValueError(f"executor is local or slurm, got '{settings['executor']}'")
+        raise Refusal(f"executor is local or slurm, got '{settings['executor']}'")
     devices = _devices(plan)
     slots = jobs or (max(1, len(devices) // gpus) if devices else len(os.sched_getaffinity(0)))
     return LocalExecutor(slots, devices, gpus)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from srgym.errors import Refusal
 from srgym.files import write_json
 
 __all__ = [
@@ -93,7 +94,7 @@ def read_done(cell: Cell) -> dict[str, Any] | None:
     for key in sorted({*asked, *done["request"]}):
         before, now = done["request"].get(key), asked.get(key)
         if before != now:
-            raise ValueError(
+            raise Refusal(
                 f"{cell.folder} was run with {key}={before}, and now it is {now}: compare with the same settings, or "
                 "choose another folder with out="
             )
@@ -258,7 +259,7 @@ class LocalExecutor:
         self, slots: int, devices: Sequence[str] = (), gpus: int = 1, command: Sequence[str] | None = None
     ) -> None:
         if devices and gpus > len(devices):
-            raise ValueError(f"gpus={gpus} of each run can't be had of the {len(devices)} in devices={list(devices)}")
+            raise Refusal(f"gpus={gpus} of each run can't be had of the {len(devices)} in devices={list(devices)}")
         self._slots, self._gpus = slots, gpus
         self._command = tuple(command or _command(gpus if devices else 1))
         self._load = dict.fromkeys(devices, 0)
@@ -345,14 +346,14 @@ class SlurmExecutor:
         try:
             import submitit
         except ImportError as error:
-            raise ValueError("executor=slurm needs submitit: pip install 'srgym[slurm]'") from error
+            raise Refusal("executor=slurm needs submitit: pip install 'srgym[slurm]'") from error
         self._command = tuple(command or _command(gpus))
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster)
             asked = {"gpus_per_node": gpus, "slurm_array_parallelism": jobs, **settings}
             self._executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
         except (NameError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"executor=slurm: {error}") from error
+            raise Refusal(f"executor=slurm: {error}") from error
 
     def start(self, cells: Sequence[Cell]) -> list[Job]:
         with self._executor.batch():

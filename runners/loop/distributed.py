@@ -27,6 +27,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 
 __all__ = ["LostProcess", "World", "agree", "like", "shard", "unshard", "whole"]
@@ -156,11 +157,11 @@ class World:
                 different numbers of them, and so of forwards.
         """
         if len(contexts) < self.size:
-            raise ValueError(
+            raise Refusal(
                 f"runner.contexts={len(contexts)} can't be shared by {self.size} processes: expected at least one each"
             )
         if self.sharded and len(contexts) % self.size:
-            raise ValueError(
+            raise Refusal(
                 f"runner.contexts={len(contexts)} can't be shared evenly by {self.size} processes, as runner.parallel="
                 f"fsdp must: expected a multiple of {self.size}"
             )
@@ -230,12 +231,12 @@ def _take_gpu(device: torch.device) -> None:
     """Let this process work on the GPU of its number among its machine's processes."""
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if device.index is not None:
-        raise ValueError(
+        raise Refusal(
             f"runner.device={device} would put all processes on one GPU: expected cuda or auto, by which each takes "
             "its own"
         )
     if local >= there:
-        raise ValueError(
+        raise Refusal(
             f"process {local} of this machine finds {there} GPU(s): start at most {there} processes a machine "
             f"(torchrun --nproc-per-node {there})"
         )
@@ -269,12 +270,12 @@ def shard(policy: FlowPolicy, device: torch.device | str = "cpu", microbatch: in
         ValueError: for a policy without adapters, or one that would cut a microbatch.
     """
     if microbatch > getattr(policy, "rows", microbatch):
-        raise ValueError(
+        raise Refusal(
             f"runner.parallel=fsdp runs every microbatch in one forward: expected runner.microbatch={microbatch} to be "
             f"at most policy.rows={getattr(policy, 'rows', 0)}; change either"
         )
     if not policy.has_adapters:
-        raise ValueError(
+        raise Refusal(
             "runner.parallel=fsdp splits the base under a LoRA: expected lora settings, got lora=null; use "
             "runner.parallel=ddp"
         )
@@ -335,7 +336,7 @@ def agree(told: Sequence[Mapping[str, Any]]) -> tuple[float, bool, int | None]:
     """
     iterations = [each["iteration"] for each in told]
     if len(set(iterations)) > 1:
-        raise ValueError(
+        raise Refusal(
             f"the processes are at iterations {iterations} and must be at the same: is out= a folder that all of them "
             "see?"
         )

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from srgym.errors import Refusal
+
 __all__ = ["LOGGERS", "CSVLogger", "Logger", "PictureLogger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
 
 
@@ -126,7 +128,7 @@ class TrackerLogger(Logger):
         try:
             self._package: Any = import_module(package)
         except ImportError as error:
-            raise ValueError(f'logger={package} needs the package {package}: pip install "srgym[track]"') from error
+            raise Refusal(f'logger={package} needs the package {package}: pip install "srgym[track]"') from error
         self._package.init(project="srgym", name=run, config=dict(config))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -153,7 +155,7 @@ def make_loggers(
     chosen = [names] if isinstance(names, str) else list(names)
     for name in chosen:
         if name not in LOGGERS:
-            raise ValueError(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
+            raise Refusal(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after), PictureLogger(folder / "pictures")]
     for name in chosen:

@@ -8,10 +8,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.policies.base import FlowPolicy
+from srgym.precision import autocast_dtype
 
-__all__ = ["AUTOCAST", "Meter", "instrumented"]
-
-AUTOCAST = {"off": None, "bf16": torch.bfloat16}
+__all__ = ["Meter", "instrumented"]
 
 
 class Meter:
@@ -46,12 +45,10 @@ def instrumented(policy: FlowPolicy, meter: Meter, autocast: str = "off") -> Ite
     """Run the policy's `encode` and `velocity` under autocast and count the latter; everything else stays float32.
 
     Raises:
-        ValueError: for an autocast that isn't "off" or "bf16".
+        ValueError: for an autocast that isn't one of `srgym.precision.AUTOCAST`.
     """
-    if autocast not in AUTOCAST:
-        raise ValueError(f"runner.autocast is one of {', '.join(AUTOCAST)}, got '{autocast}'")
     before = policy.autocast, policy.meter
-    policy.autocast, policy.meter = AUTOCAST[autocast], meter
+    policy.autocast, policy.meter = autocast_dtype(autocast, policy.device), meter
     try:
         yield
     finally:

@@ -16,11 +16,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.groups import with_scores
+from srgym.agents.registry import AGENTS
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
 from srgym.runners.loop.collect import collect, imagined, statistics
 from srgym.runners.loop.distributed import World, agree, whole
+from srgym.runners.loop.health import Failed, Health
 from srgym.runners.loop.interrupt import Interrupted, listening
 from srgym.runners.loop.loggers import Logger
 from srgym.runners.loop.meter import Meter, instrumented
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-_MAX_SKIPPED = 20
 _SHOWN = 4  # contexts in a picture
 
 
@@ -87,10 +89,12 @@ class Runner:
         self.evaluation, self._on_evaluation = evaluation, on_evaluation
         self._quiet = quiet or not self.world.main
         self._checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
+        agent_name = AGENTS.name_of(type(agent))
+        self._health = Health(name, task.reward.name, agent_name, settings.patience_rewards, self._checkpoints.folder)
         self._sampler = ContextSampler(len(task), seed)
         named = policy.trainable_parameters()
         if not named:
-            raise ValueError(f"policy '{policy.name}' has no trainable parameters: add adapters, or unfreeze it")
+            raise Refusal(f"policy '{policy.name}' has no trainable parameters: add adapters, or unfreeze it")
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         self._optimizer = torch.optim.AdamW(
             [parameter for _, parameter in named],
@@ -133,7 +137,8 @@ class Runner:
 
         Raises:
             Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
-            ValueError: if the loss stays non-finite.
+            Failed: when nothing is learnt any more, or what is learnt are no numbers.
+            Exception: whatever the reward, the agent or the source raises, with a note of where the run was.
         """
         self._started = time.monotonic()
         display = None if self._quiet else Display(self.name)
@@ -148,10 +153,15 @@ class Runner:
                     if stopped is not None:
                         self.save()
                         raise Interrupted(stopped, self.folder)
+                self._finish()
+            except (Interrupted, Failed):
+                raise
+            except Exception as error:
+                error.add_note(self._health.place(self.iteration))
+                raise
             finally:
                 if display is not None:
                     display.close()
-            self._finish()
         return self.cost
 
     def _agree(self, signal: int | None) -> int | None:
@@ -195,10 +205,12 @@ class Runner:
         self.images += sum(self.world.gather(len(rollout)))
         scores, start = self.world.scores(rollout)
         logged = statistics(scores)
+        self._health.scored(self.iteration, len(scores), logged)
         rollout = rollout if scores is rollout else with_scores(rollout, scores, start)
         rows = self.agent.prepare(rollout)
         counted = {name: float(value) for name, value in self.agent.stats.items()} | {"rows": float(len(rows))}
         logged |= {f"agent/{name}": value for name, value in self.world.sum(counted).items()}
+        self._health.learnt(self.iteration, logged["agent/rows"])
         logged |= self._learn(rows, rollout)
         self.agent.after_iteration()
         self.iteration += 1
@@ -284,11 +296,7 @@ class Runner:
     def _take_step(self, rate: float, norm: float, terms: Mapping[str, float]) -> None:
         if not math.isfinite(norm):
             self.skipped += 1
-            if self.skipped >= _MAX_SKIPPED:
-                raise ValueError(
-                    f"stage '{self.name}': {self.skipped} updates had a non-finite gradient (expected none); "
-                    "lower runner.lr, or look at the reward"
-                )
+            self._health.skipped(self.iteration, self.skipped)
             return
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -329,7 +337,11 @@ class Runner:
     # Checkpoints
 
     def save(self) -> Path:
-        """Write a checkpoint of everything the rest of the run depends on; the main process writes it for all."""
+        """Write a checkpoint of everything the rest of the run depends on; the main process writes it for all.
+
+        Raises:
+            Failed: if a weight isn't finite, so that no checkpoint holds it.
+        """
         generators, generator_values = state.generator_state()
         agent_tensors, agent_values = state.split(self.agent.state())
         tensors: dict[str, Mapping[str, Tensor]] = {
@@ -347,6 +359,7 @@ class Runner:
             "config": self.config,
         }  # fmt: skip
         tensors = {stem: {name: whole(t) for name, t in named.items()} for stem, named in tensors.items()}
+        self._health.weights(self.iteration, tensors["policy"].items())
         if self.world.main:
             self._checkpoints.save(self.iteration, tensors, values)
         self.world.barrier()

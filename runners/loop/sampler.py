@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.policies.noise import derive_seeds
 
 __all__ = ["ContextSampler"]
@@ -20,7 +21,7 @@ class ContextSampler:
 
     def __init__(self, size: int, seed: int) -> None:
         if size < 1:
-            raise ValueError(f"a run needs at least 1 context, got {size}")
+            raise Refusal(f"a run needs at least 1 context, got {size}")
         self._size, self._seed, self.taken = size, seed, 0
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from srgym.errors import Refusal
+
 __all__ = ["SCHEDULES", "Budget", "learning_rate"]
 
 SCHEDULES = ("constant", "cosine", "warmup")
@@ -25,10 +27,10 @@ class Budget:
     def __post_init__(self) -> None:
         limits = {"iterations": self.iterations, "images": self.images, "seconds": self.seconds}
         if all(limit is None for limit in limits.values()):
-            raise ValueError("a run needs a budget: expected runner.iterations, runner.images or runner.seconds")
+            raise Refusal("a run needs a budget: expected runner.iterations, runner.images or runner.seconds")
         for name, limit in limits.items():
             if limit is not None and limit < 0:
-                raise ValueError(f"runner.{name} is at least 0, got {limit}")
+                raise Refusal(f"runner.{name} is at least 0, got {limit}")
 
     def progress(self, iterations: int, images: int, seconds: float) -> float:
         """How much of the budget is spent, in [0, 1]: of the limit that is nearest."""

@@ -1,10 +1,12 @@
 """The runner section of the settings, and which settings a run may change between its sessions."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import Refusal
 from srgym.runners.loop.schedule import SCHEDULES, Budget
 
 __all__ = ["RunnerSettings", "same_config"]
@@ -21,11 +23,12 @@ class RunnerSettings:
         rollout_batch: samples drawn in one rollout; None: all at once. A memory knob too.
         lr, weight_decay, betas, clip: AdamW's, and the norm that gradients are clipped to.
         schedule, warmup: see `learning_rate`.
-        autocast: "bf16" or "off", for the policy's forwards alone.
+        autocast: "bf16", "off", or "auto" (bf16 where the device computes in it), for the policy's forwards alone.
         threads: torch's threads; None: one a core.
         device: "auto", "cpu", "cuda", ...
         parallel: "ddp" or "fsdp", where several processes share the run (see `srgym.runners.loop.distributed`).
         patience: seconds that a process waits for the others before it gives them up.
+        patience_rewards: iterations in a row without one valid score that end the run.
         prefetch: iterations whose contexts are made ahead, in one thread.
         log_every, eval_every, images_every, checkpoint_every: iterations between two; 0: never (a last checkpoint
             and evaluation come at the end anyway).
@@ -50,6 +53,7 @@ class RunnerSettings:
     device: str = "auto"
     parallel: str = "ddp"
     patience: float = 900.0
+    patience_rewards: int = 3
     prefetch: int = 1
     log_every: int = 1
     eval_every: int = 0
@@ -60,22 +64,22 @@ class RunnerSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("contexts", "microbatch", "log_every", "eval_steps", "keep"):
+        for name in ("contexts", "microbatch", "log_every", "eval_steps", "keep", "patience_rewards"):
             if getattr(self, name) < 1:
-                raise ValueError(f"runner.{name} is at least 1, got {getattr(self, name)}")
+                raise Refusal(f"runner.{name} is at least 1, got {getattr(self, name)}")
         for name in ("prefetch", "eval_every", "eval_contexts", "images_every", "checkpoint_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"runner.{name} is at least 0, got {getattr(self, name)}")
-        if self.lr < 0 or self.clip <= 0:
-            raise ValueError(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
-        if self.parallel not in ("ddp", "fsdp") or self.patience <= 0:
-            raise ValueError(
+                raise Refusal(f"runner.{name} is at least 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.lr) and self.lr >= 0 and self.clip > 0):
+            raise Refusal(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
+        if self.parallel not in ("ddp", "fsdp") or not self.patience > 0:
+            raise Refusal(
                 f"runner.parallel is ddp or fsdp and runner.patience above 0, got '{self.parallel}' and {self.patience}"
             )
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
+            raise Refusal(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"runner.warmup is a share of the budget in [0, 1), got {self.warmup}")
+            raise Refusal(f"runner.warmup is a share of the budget in [0, 1), got {self.warmup}")
         object.__setattr__(self, "betas", tuple(self.betas))
 
     @property
@@ -86,7 +90,7 @@ class RunnerSettings:
 # Keys that may change between the sessions of one run: they don't enter its results, or lengthen it.
 _FREE = {
     "runner.": ("iterations", "images", "seconds", "microbatch", "rollout_batch", "threads", "device", "parallel",
-                "patience", "prefetch", "log_every", "images_every", "checkpoint_every", "keep"),
+                "patience", "patience_rewards", "prefetch", "log_every", "images_every", "checkpoint_every", "keep"),
     "engine.": ("urls", "limit", "timeout", "deadline", "retries", "backoff", "patience"),  # a server may have moved
 }  # fmt: skip
 
@@ -104,7 +108,7 @@ def same_config(stored: Mapping[str, Any], own: Mapping[str, Any], run: Path, pa
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             same_config(before, now, run, f"{path}{key}.")
         elif before != now:
-            raise ValueError(
+            raise Refusal(
                 f"the run in {run} was started with {path}{key}={before}, and now it is {now}: "
                 "go on with the same settings, choose another folder (out=), or start afresh (overwrite=true)"
             )

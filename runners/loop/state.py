@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop.distributed import like
 
@@ -33,10 +34,10 @@ def load_policy_state(policy: FlowPolicy, stored: Mapping[str, Tensor]) -> None:
     strange = sorted(set(own) ^ set(stored))
     if strange:
         side = "lacks" if strange[0] in own else "has besides"
-        raise ValueError(f"the checkpoint {side} '{strange[0]}': it belongs to a policy or adapter of other settings")
+        raise Refusal(f"the checkpoint {side} '{strange[0]}': it belongs to a policy or adapter of other settings")
     for name, parameter in own.items():
         if parameter.shape != stored[name].shape:
-            raise ValueError(f"'{name}': expected {tuple(parameter.shape)}, got {tuple(stored[name].shape)}")
+            raise Refusal(f"'{name}': expected {tuple(parameter.shape)}, got {tuple(stored[name].shape)}")
         parameter.copy_(like(stored[name], parameter))
 
 

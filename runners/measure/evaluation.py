@@ -1,6 +1,5 @@
 """Evaluation: any methods on any contexts by any metrics, one row for each image and number."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from torch.nn import functional as F
 from srgym.envs.rendering import legend, overlay
 from srgym.envs.sources import Source
 from srgym.envs.task import Context, SRTask
+from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
 from srgym.rewards.base import Reward
 from srgym.runners.measure.methods import Method, as_method
 from srgym.runners.measure.metrics import Metric, check_metrics, make_metrics, metric_rows
+from srgym.sealed import Damaged, file_hash, read_object
 
 __all__ = ["COLUMNS", "Evaluation", "contact_sheet", "draw", "evaluate", "evaluation_record", "faulty",
            "mapping_reward", "read_evaluation", "save_evaluation", "split_id", "spread_indices"]  # fmt: skip
@@ -35,7 +36,7 @@ def spread_indices(count: int, limit: int | None) -> list[int]:
     if limit is None or limit >= count:
         return list(range(count))
     if limit < 1:
-        raise ValueError(f"expected at least 1 context to evaluate on, got {limit}")
+        raise Refusal(f"expected at least 1 context to evaluate on, got {limit}")
     return [round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)]
 
 
@@ -207,7 +208,7 @@ def save_evaluation(frame: pd.DataFrame, record: Mapping[str, Any], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / f"{name}.csv", index=False)
     frame.to_parquet(folder / f"{name}.parquet", index=False)
-    write_json(folder / f"{name}.json", record)
+    write_json(folder / f"{name}.json", {**record, "sha256": file_hash(folder / f"{name}.parquet")})
 
 
 def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -215,8 +216,12 @@ def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, 
 
     Raises:
         FileNotFoundError: if the folder holds none.
+        Damaged: if the rows aren't those that were written.
     """
     path = folder / f"{name}.parquet"
     if not path.is_file():
-        raise FileNotFoundError(f"expected an evaluation at {path}, found none")
-    return pd.read_parquet(path), json.loads((folder / f"{name}.json").read_text())
+        raise MissingFile(f"expected an evaluation at {path}, found none")
+    record = read_object(folder / f"{name}.json", {})
+    if "sha256" in record and record.pop("sha256") != file_hash(path):
+        raise Damaged(f"{path} has changed since it was written (its SHA-256 isn't that in {name}.json)")
+    return pd.read_parquet(path), record

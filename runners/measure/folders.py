@@ -8,6 +8,7 @@ from torch import Tensor
 
 from srgym.envs.images import image_files, image_size, read_image, to_float
 from srgym.envs.sources import Sample, Source
+from srgym.errors import Refusal
 from srgym.runners.measure.methods import Images
 
 __all__ = ["FolderContexts", "match_folders"]
@@ -47,7 +48,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in image_files(folder):
         if path.stem in files:
-            raise ValueError(f"{files[path.stem]} and {path} share a stem: images are matched by it")
+            raise Refusal(f"{files[path.stem]} and {path} share a stem: images are matched by it")
         files[path.stem] = path
     return files
 
@@ -86,12 +87,12 @@ def match_folders(
     return FolderContexts(stems, inputs, truth, scale), images
 
 
-def _check_partners(one: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:
-    lonely = [f"{files[stem].name} in {one}" for stem in files if stem not in others]
+def _check_partners(folder: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:
+    lonely = [f"{files[stem].name} in {folder}" for stem in files if stem not in others]
     lonely += [f"{others[stem].name} in {other}" for stem in others if stem not in files]
     if lonely:
         more = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
-        raise ValueError(f"expected the same stems in {one} and {other}; without a partner: "
+        raise Refusal(f"expected the same stems in {folder} and {other}; without a partner: "
                          f"{', '.join(lonely[:_NAMED])}{more}")  # fmt: skip
 
 
@@ -99,4 +100,4 @@ def _check_sizes(stems: Sequence[str], predicted: Mapping[str, Path], truth: Map
     for stem in stems:
         (height, width), (h, w) = image_size(predicted[stem]), image_size(truth[stem])
         if (height, width) != (h, w):
-            raise ValueError(f"expected {predicted[stem]} in the size of {truth[stem]}, {w}x{h}, got {width}x{height}")
+            raise Refusal(f"expected {predicted[stem]} in the size of {truth[stem]}, {w}x{h}, got {width}x{height}")

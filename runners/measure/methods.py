@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.envs.task import Context
+from srgym.errors import Refusal, WrongType
 from srgym.policies import FlowPolicy, Sampling, derive_seeds
 from srgym.policies.colour import MODES, fix_colour
 
@@ -62,7 +63,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         if self.colour_fix not in MODES:
-            raise ValueError(f"colour_fix is one of {', '.join(MODES)}, got '{self.colour_fix}'")
+            raise Refusal(f"colour_fix is one of {', '.join(MODES)}, got '{self.colour_fix}'")
 
     @torch.no_grad()
     def __call__(self, context: Context, seed: int) -> Drawn:
@@ -185,7 +186,7 @@ def as_method(
         return cast(Method, source)
     if callable(source):
         return Function(source)
-    raise TypeError(f"expected a policy, or a function from LR to SR images, got {source!r}")
+    raise WrongType(f"expected a policy, or a function from LR to SR images, got {source!r}")
 
 
 def baselines(policy: FlowPolicy, steps: int = 6, few: int = 3, adapter: str | None = "ema") -> dict[str, Method]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srgym.errors import Refusal
 from srgym.rewards import Incompatible, Reward, RewardOutput, make
 
 __all__ = ["Metric", "check_metrics", "make_metrics", "metric_rows"]
@@ -48,12 +49,12 @@ def make_metrics(specs: Sequence[Any] | Mapping[str, Any]) -> list[Metric]:
     """
     pairs = list(specs.items()) if isinstance(specs, Mapping) else [(None, spec) for spec in specs]
     if not pairs:
-        raise ValueError("an evaluation needs at least one metric, got none")
+        raise Refusal("an evaluation needs at least one metric, got none")
     metrics: list[Metric] = []
     for label, spec in pairs:
         metric = _make(label, spec)
         if any(other.label == metric.label for other in metrics):
-            raise ValueError(f"two metrics are labelled '{metric.label}': give one of them another label")
+            raise Refusal(f"two metrics are labelled '{metric.label}': give one of them another label")
         metrics.append(metric)
     return metrics
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
 
+from srgym.errors import Refusal
+
 __all__ = ["LOWER_IS_BETTER", "OURS", "PublishedTable", "datasets", "published_tables"]
 
 # What a paper's column is called in an evaluation of ours. Distances are rewards' components, as papers print them.
@@ -56,13 +58,13 @@ def published_tables(dataset: str, papers: Sequence[str] | None = None) -> list[
     if dataset not in known:
         near = get_close_matches(dataset, known, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"no published figures on '{dataset}': expected one of {', '.join(known)}{hint}")
-    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        raise Refusal(f"no published figures on '{dataset}': expected one of {', '.join(known)}{hint}")
+    tables: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in _rows():
         if row["dataset"] == dataset and (papers is None or row["paper"] in papers):
-            table = found.setdefault((row["paper"], row["table"]), {})
+            table = tables.setdefault((row["paper"], row["table"]), {})
             table.setdefault(row["method"], {})[row["metric"]] = row["value"]
     return [
         PublishedTable(paper, number, dataset, tuple(dict.fromkeys(m for row in rows.values() for m in row)), rows)
-        for (paper, number), rows in found.items()
+        for (paper, number), rows in tables.items()
     ]

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from srgym.errors import Refusal
+
 __all__ = [
     "Band", "Components", "Interval", "cost_to_reach", "crossed_difference", "crossed_interval", "curve_band",
     "gain_over_start", "holm", "iqm", "performance_profile", "probability_of_improvement", "ratio_interval",
@@ -132,7 +134,7 @@ def _band(x: Floats, spread: _Spread, level: float, seeds: int) -> Band:
 def _runs(scores: ArrayLike) -> Floats:
     own = np.asarray(scores, dtype=np.float64)
     if own.ndim != 2 or own.size == 0:
-        raise ValueError(f"expected scores [seeds, contexts], got {own.shape}")
+        raise Refusal(f"expected scores [seeds, contexts], got {own.shape}")
     return own
 
 
@@ -142,7 +144,7 @@ def _complete(*scores: ArrayLike, cluster: ArrayLike | None) -> tuple[list[Float
     count = all_runs[0].shape[1]
     names = np.arange(count) if cluster is None else np.asarray([str(name) for name in np.asarray(cluster)])
     if len(names) != count or any(own.shape[1] != count for own in all_runs):
-        raise ValueError(
+        raise Refusal(
             f"expected the same contexts everywhere, each with its cluster, got {[own.shape[1] for own in all_runs]} "
             f"contexts and {len(names)} clusters"
         )
@@ -258,13 +260,13 @@ def gain_over_start(scores: ArrayLike, start: ArrayLike, *, in_spreads: bool = F
     """
     own, origin = _runs(scores), np.asarray(start, dtype=np.float64)
     if origin.shape != own.shape[1:]:
-        raise ValueError(f"expected the start's scores on {own.shape[1]} contexts, got {origin.shape}")
+        raise Refusal(f"expected the start's scores on {own.shape[1]} contexts, got {origin.shape}")
     gain: Floats = own - origin
     if not in_spreads:
         return gain
     spread = float(np.nanstd(origin))
     if spread <= 0:
-        raise ValueError("the starting policy scores the same on all contexts: its spread can't be a unit")
+        raise Refusal("the starting policy scores the same on all contexts: its spread can't be a unit")
     return gain / spread
 
 
@@ -452,7 +454,7 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
     """
     a, b = np.asarray(costs, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
-        raise ValueError("a ratio of costs needs runs that all reached the target, at a cost above zero")
+        raise Refusal("a ratio of costs needs runs that all reached the target, at a cost above zero")
     value, seeds = float(a.mean() / b.mean()), min(len(a), len(b))
     if seeds < 3:
         return Interval(value, np.nan, np.nan, seeds, seeds)

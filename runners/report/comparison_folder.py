@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from srgym.errors import MissingFile
 from srgym.runners.measure.evaluation import faulty, read_evaluation
 
 __all__ = ["START", "Comparison", "read_comparison", "read_pictures", "save_tables"]
@@ -74,7 +75,7 @@ def read_comparison(folder: Path) -> Comparison:
         FileNotFoundError: if it holds none.
     """
     if not (folder / "compare.json").is_file():
-        raise FileNotFoundError(f"expected a comparison with compare.json at {folder}, found none")
+        raise MissingFile(f"expected a comparison with compare.json at {folder}, found none")
     plan = json.loads((folder / "compare.json").read_text())
     frames, curves, costs, record = [], [], dict[str, Any](), dict[str, Any]()
     for name, cell in plan["cells"].items():

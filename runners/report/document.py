@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srgym.errors import Refusal
+
 __all__ = ["Block", "Callout", "Document", "Figure", "Figures", "Heading", "Panel", "Panels", "Table", "Text"]
 
 
@@ -52,7 +54,7 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"expected {len(self.columns)} cells in a row of '{self.caption}', got {len(row)}")
+                raise Refusal(f"expected {len(self.columns)} cells in a row of '{self.caption}', got {len(row)}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import pandas as pd
 
 from srgym import policies
 from srgym.envs import SRTask
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
+from srgym.registry import named_by
 from srgym.rewards.kin import independent, independent_judges, installed_judges
 from srgym.runners.measure.evaluation import (
     Evaluation,
@@ -73,13 +75,13 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(section)
     kind = options.pop("kind", None)
     if kind != KIND:
-        raise ValueError(f"report.kind is {KIND}, got '{kind}'")
+        raise Refusal(f"report.kind is {KIND}, got '{kind}'")
     known = sorted(set(write_oars_report.__annotations__) - {"run_dir", "return"})
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ValueError(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
+            raise Refusal(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
     return options
 
 
@@ -133,11 +135,12 @@ def write_oars_report(
     changes = _test_changes(last["env"], env)
     section = {**last["env"], **changes}
     steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
-    stages: dict[str, FlowPolicy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
+    with named_by(run.folder / "config.json"):
+        stages: dict[str, FlowPolicy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
+        task = build_task(section)
+        evaluation = Evaluation(task, {**run.rewards(), **_held_out(metrics)}, seeds=seeds, limit=limit)
     stages |= {stage.name: policies.load(stage.folder / "policy") for stage in run.stages}
     methods = stage_methods(stages, parts, steps)
-    task = build_task(section)
-    evaluation = Evaluation(task, {**run.rewards(), **_held_out(metrics)}, seeds=seeds, limit=limit)
     frame = evaluation.measure(methods)
     record = evaluation_record(
         methods, evaluation.metrics, env=section, seeds=list(seeds), contexts=len(task), limit=limit, seen=not changes

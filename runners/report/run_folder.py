@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from srgym.errors import MissingFile, Refusal
 from srgym.runners.run.overrides import words
 
 __all__ = ["Roles", "RunFolder", "StageRecord", "read_log", "read_run"]
@@ -99,12 +100,10 @@ class RunFolder:
         chosen = {**found, **(given or {})}
         for part, name in chosen.items():
             if name is not None and name not in names:
-                raise ValueError(
-                    f"the report's {part} is '{name}', which is no stage: expected one of {', '.join(names)}"
-                )
+                raise Refusal(f"the report's {part} is '{name}', which is no stage: expected one of {', '.join(names)}")
         final = chosen["final"]
         if final is None:
-            raise ValueError(f"{self.folder}: expected a stage that isn't a random-reward control, got none")
+            raise Refusal(f"{self.folder}: expected a stage that isn't a random-reward control, got none")
         return Roles(chosen["sft"], final, chosen["control"])
 
     def rewards(self) -> dict[str, dict[str, Any]]:
@@ -139,7 +138,7 @@ def read_run(folder: Path) -> RunFolder:
     """
     for name in ("config.json", "run.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"expected the folder of a run with {name} at {folder}, found none")
+            raise MissingFile(f"expected the folder of a run with {name} at {folder}, found none")
     config = json.loads((folder / "config.json").read_text())
     record = json.loads((folder / "run.json").read_text())
     stages = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym import policies
+from srgym.errors import Refusal
 from srgym.files import write_json, write_whole
 from srgym.policies import FlowPolicy, Sampling, derive_seeds
 from srgym.rewards.audit.attack import attacked
@@ -66,7 +67,7 @@ class AuditSettings:
     def __post_init__(self) -> None:
         for name, least in (("contexts", 2), ("samples", 3), ("attacked", 1), ("steps", 1), ("ascent", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"an audit's {name} is at least {least}, got {getattr(self, name)}")
+                raise Refusal(f"an audit's {name} is at least {least}, got {getattr(self, name)}")
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Audit:
         self._metrics = {metric.label: metric.reward for metric in make_metrics(chosen)} if chosen else {}
         self.contexts = [self.task.context([i]) for i in spread_indices(len(self.task), self.settings.contexts)]
         if any(context.hr is None for context in self.contexts):
-            raise ValueError(f"an audit needs ground truth, which the source '{self.task.source.name}' doesn't give")
+            raise Refusal(f"an audit needs ground truth, which the source '{self.task.source.name}' doesn't give")
         self.photographs = [context.ids[0].split("/")[0] for context in self.contexts]
         self.truth = torch.cat([context.hr for context in self.contexts if context.hr is not None])
         lr = torch.cat([context.lr for context in self.contexts])
@@ -106,7 +107,7 @@ class Audit:
     def _claim(self) -> None:
         written, now = self.folder / "settings.json", json.loads(json.dumps(asdict(self.settings), default=str))
         if written.is_file() and json.loads(written.read_text()) != now:
-            raise ValueError(f"{self.folder} holds an audit of other settings: name another folder with out=FOLDER")
+            raise Refusal(f"{self.folder} holds an audit of other settings: name another folder with out=FOLDER")
         write_json(written, now)
 
     def _kept(self, part: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -245,7 +246,7 @@ class Audit:
         def measure() -> dict[str, Any]:
             policy = policies.load(learnt).eval()
             if not policy.has_adapters:
-                raise ValueError(f"an over-optimisation curve scales a LoRA, and the policy in {learnt} has none")
+                raise Refusal(f"an over-optimisation curve scales a LoRA, and the policy in {learnt} has none")
             deltas, before, rows, first = policy.adapter_deltas("ema"), 0.0, [], None
             for weight in WEIGHTS:
                 policy.add_deltas(deltas, weight - before)

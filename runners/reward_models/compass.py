@@ -6,7 +6,6 @@ Where the paper has a multimodal model judge, the miniature has ground truth: `a
 scorer sees none of it: it must tell quality from (LR, SR) alone.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 
 from srgym import rewards
 from srgym.envs import SRTask
+from srgym.errors import Refusal
+from srgym.files import write_json
 from srgym.policies import FlowPolicy, Noise, Sampling, derive_seeds
 from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.base import Incompatible
@@ -135,7 +136,7 @@ class ScorerSettings:
     def __post_init__(self) -> None:
         for name in ("groups", "validation_groups", "steps", "groups_per_step"):
             if getattr(self, name) < 1:
-                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
 
 
 def build_scorer(
@@ -165,7 +166,7 @@ def build_scorer(
         train, validation, steps=settings.steps, groups_per_step=settings.groups_per_step, lr=settings.lr, seed=seed,
         report=lambda row: print("scorer: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True),
     )  # fmt: skip
-    model.save(folder / "scorer")
-    found = correlations(model, validation)
-    (folder / "scorer" / "correlations.json").write_text(json.dumps(found, indent=2) + "\n")
-    return {"seconds": time.monotonic() - started, "updates": float(settings.steps), **found}
+    ranks = correlations(model, validation)
+    write_json(folder / "scorer" / "correlations.json", ranks)
+    model.save(folder / "scorer")  # last: it seals the folder
+    return {"seconds": time.monotonic() - started, "updates": float(settings.steps), **ranks}

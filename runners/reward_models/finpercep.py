@@ -23,8 +23,11 @@ from torch.nn import functional as F
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.envs.operations import jpeg
+from srgym.errors import Refusal
+from srgym.files import write_json
 from srgym.policies import FlowPolicy, derive_seeds
 from srgym.policies.compact import CompactPolicy
+from srgym.precision import autocast_dtype
 from srgym.rewards.base import Incompatible
 from srgym.rewards.finpercep.heldout import held_out
 from srgym.rewards.finpercep.model import FinPercepRM
@@ -78,15 +81,15 @@ class FinPercepSettings:
         names = ("contexts", "validation_contexts", "candidates", "contexts_per_step", "candidates_per_step")
         for name in names:
             if getattr(self, name) < 1:
-                raise ValueError(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
         if not 1 <= len(self.steps) <= 4 or min(self.steps) < 0 or self.steps[-1] < 1:
-            raise ValueError(
+            raise Refusal(
                 f"scorer.steps are those of stage 0, 1, ... (up to 3), the last at least 1, got {list(self.steps)}"
             )
         if not 0 < self.quantile <= 1:
-            raise ValueError(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
+            raise Refusal(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
         if self.crop < 32:
-            raise ValueError(f"scorer.crop is at least 32 pixels, got {self.crop}")
+            raise Refusal(f"scorer.crop is at least 32 pixels, got {self.crop}")
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,11 @@ def build_finpercep(
     validation = held_out_examples(pool(settings.validation_contexts, seed + 10**6, split="validation"), divisor, seed)
     print(f"finpercep: {len(learnt)} contexts in {time.monotonic() - started:.0f} s", flush=True)
     model = _fit(settings, learnt, validation, divisor, folder, seed)
-    found = held_out(model, validation, _judge)
+    figures = held_out(model, validation, _judge)
+    write_json(folder / "scorer" / "held_out.json", figures)
     notes = {"settings": asdict(settings), "divisor": divisor, "s_base": 0.8, "features": "band_energies", "seed": seed}
-    model.save(folder / "scorer", held_out=found, **json.loads(json.dumps(notes)))
-    (folder / "scorer" / "held_out.json").write_text(json.dumps(found, indent=2) + "\n")
-    return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **found}
+    model.save(folder / "scorer", held_out=figures, **json.loads(json.dumps(notes)))  # last: it seals the folder
+    return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **figures}
 
 
 def _judge(images: Tensor, truth: Tensor) -> Tensor:
@@ -255,7 +258,8 @@ def _fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
         history = train(
             model, examples, steps=steps, weights=(settings.map, 1.0, 1.0), grade=settings.grade,
-            likelihood=settings.likelihood, lr=settings.lr, cosine=True, autocast=torch.bfloat16,
+            likelihood=settings.likelihood, lr=settings.lr, cosine=True,
+            autocast=autocast_dtype("auto", torch.device("cpu")),
         )  # fmt: skip
         model.save(folder / f"rm{stage}")
         last = history[-max(1, steps // 20) :]

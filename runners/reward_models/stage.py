@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import Refusal
 from srgym.policies import FlowPolicy
 from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
 from srgym.runners.reward_models.finpercep import build_finpercep
@@ -34,4 +35,4 @@ def train_scorer(
         return build_scorer(ScorerSettings(**settings), policy, env, folder, seed)
     if model == "finpercep":
         return build_finpercep(settings, policy, env, folder, seed)
-    raise ValueError(f"scorer.model is one of {', '.join(SCORERS)}, got '{model}'")
+    raise Refusal(f"scorer.model is one of {', '.join(SCORERS)}, got '{model}'")

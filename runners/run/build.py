@@ -11,6 +11,7 @@ from srgym import agents, policies, rewards
 from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import policy_class
 from srgym.rewards.base import Reward
@@ -41,7 +42,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"runner.device is auto, cpu, cuda or cuda:N, got '{name}'") from error
+        raise Refusal(f"runner.device is auto, cpu, cuda or cuda:N, got '{name}'") from error
 
 
 def build_task(

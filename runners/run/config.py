@@ -16,6 +16,7 @@ from typing import Any
 
 from srgym.agents.registry import AGENTS
 from srgym.envs.sources import SOURCES
+from srgym.errors import MissingFile, Refusal
 from srgym.policies.registry import POLICIES
 from srgym.registry import Registry
 from srgym.rewards.registry import REWARDS
@@ -29,7 +30,7 @@ _OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": 
 _STAGE_KEYS = ("kind", "start_from", "when", *(key for keys in _OPTIONS.values() for key in keys))
 
 
-class ConfigError(ValueError):
+class ConfigError(Refusal):
     """A setting that doesn't exist or can't be; the message names it, and the nearest that exists."""
 
 
@@ -177,7 +178,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dic
 
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"expected a folder of configs at {folder}, found none")
+            raise MissingFile(f"expected a folder of configs at {folder}, found none")
     line = _parse(overrides, folders)
     extra = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
     GlobalHydra.instance().clear()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srgym.errors import MissingFile, Refusal
 from srgym.runners.run.config import RunConfig
 from srgym.runners.run.overrides import words
 
@@ -81,12 +82,12 @@ def slurm_script(config: RunConfig, arguments: Sequence[str], options: Mapping[s
     """
     nodes, gpus, lead = options["nodes"], options["gpus"], options["lead"]
     if not all(isinstance(value, int) for value in (nodes, gpus, lead)) or nodes < 1 or gpus < 0 or lead <= _GRACE:
-        raise ValueError(
+        raise Refusal(
             f"expected nodes of at least 1, gpus of at least 0 and lead above {_GRACE} seconds, got {nodes}, {gpus} "
             f"and {lead}"
         )
     if options["time"] is not None and not _TIME.fullmatch(str(options["time"])):
-        raise ValueError(f"time is as SLURM writes it (12:00:00, 2-00:00:00 or minutes), got '{options['time']}'")
+        raise Refusal(f"time is as SLURM writes it (12:00:00, 2-00:00:00 or minutes), got '{options['time']}'")
     out = config.out.absolute()
     lines = [
         f"--job-name={config.name}", f"--nodes={nodes}", "--ntasks-per-node=1",
@@ -115,7 +116,7 @@ def write_script(path: Path, script: str, overwrite: bool) -> Path:
         ValueError: if another one is there and `overwrite` is off.
     """
     if path.exists() and not overwrite and path.read_text() != script:
-        raise ValueError(f"{path} is there already and differs: replace=true writes it anew, script=PATH elsewhere")
+        raise Refusal(f"{path} is there already and differs: replace=true writes it anew, script=PATH elsewhere")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(script)
     path.chmod(0o755)
@@ -132,9 +133,9 @@ def submit(path: Path) -> str:
     try:
         done = subprocess.run(["sbatch", os.fspath(path)], capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"found no sbatch on this machine: submit {path} where there is one") from error
+        raise MissingFile(f"found no sbatch on this machine: submit {path} where there is one") from error
     if done.returncode:
-        raise ValueError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
+        raise Refusal(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
 
 

@@ -22,10 +22,10 @@ import torch
 from pandas import DataFrame
 
 from srgym import policies
+from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
-from srgym.runners.loop.checkpoint import write_folder
 from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.interrupt import Interrupted
 from srgym.runners.loop.loggers import make_loggers
@@ -35,6 +35,7 @@ from srgym.runners.report import check_report, write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
+from srgym.sealed import write_folder
 
 __all__ = ["Run", "make_runner", "remove_run"]
 
@@ -251,7 +252,7 @@ class Run:
         else:
             policy = policies.load(self._stage_folder(stage.start_from) / "policy")
         if policy.has_adapters and lora is None:
-            raise ValueError(
+            raise Refusal(
                 f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
                 "adapters: merge them first, or let the stage go on with the LoRA"
             )
@@ -300,5 +301,5 @@ def remove_run(folder: Path) -> None:
         ValueError: if the folder holds something else.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} isn't the folder of a run (it has no config.json), so it isn't overwritten")
+        raise Refusal(f"{folder} isn't the folder of a run (it has no config.json), so it isn't overwritten")
     shutil.rmtree(folder, ignore_errors=True)

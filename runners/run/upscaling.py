@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from srgym import policies
 from srgym.envs.images import image_files, read_image, to_float
+from srgym.errors import MissingFile, Refusal
 from srgym.files import to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
@@ -46,9 +47,9 @@ class Upscaling:
     def __post_init__(self) -> None:
         for name in ("steps", "seed", "tile", "overlap"):
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} is a whole number, got {getattr(self, name)!r}")
+                raise Refusal(f"{name} is a whole number, got {getattr(self, name)!r}")
         if self.colour not in MODES:
-            raise ValueError(f"colour is one of {', '.join(MODES)}, got '{self.colour}'")
+            raise Refusal(f"colour is one of {', '.join(MODES)}, got '{self.colour}'")
 
 
 def default_policy(runs: Path = Path("runs")) -> Path | None:
@@ -79,7 +80,7 @@ def find_policy(given: str, scale: int | None = None, model: str | None = None, 
     policy = _find(given, scale, model)
     if lora is not None:
         if (Path(lora) / "policy.json").is_file():
-            raise ValueError(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
+            raise Refusal(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
         import_lora(policy, lora)
     return policy
 
@@ -92,7 +93,7 @@ def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
         said = {"scale": scale, "path": model}
         return policies.make(given, **{key: value for key, value in said.items() if value is not None})
     known = ", ".join(policies.available())
-    raise FileNotFoundError(f"policy={given}: expected the folder of a policy or of a run, or one of {known}")
+    raise MissingFile(f"policy={given}: expected the folder of a policy or of a run, or one of {known}")
 
 
 def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) -> list[tuple[Path, Path]]:
@@ -113,7 +114,7 @@ def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) ->
             target = Path(out) if out else path.with_name(f"{path.resolve().name}_x{scale}")
             pairs += [(file, (target / file.relative_to(path)).with_suffix(".png")) for file in image_files(path)]
         elif not path.is_file():
-            raise FileNotFoundError(f"expected an image or a folder of images at {path}, found nothing")
+            raise MissingFile(f"expected an image or a folder of images at {path}, found nothing")
         elif out is None:
             pairs.append((path, path.with_name(f"{path.stem}_x{scale}.png")))
         else:
@@ -127,11 +128,11 @@ def _check_targets(pairs: Sequence[tuple[Path, Path]], overwrite: bool) -> None:
     taken: dict[Path, Path] = {}
     for source, target in pairs:
         if target in taken:
-            raise ValueError(f"{taken[target]} and {source} would both become {target}: rename one of them")
+            raise Refusal(f"{taken[target]} and {source} would both become {target}: rename one of them")
         taken[target] = source
         if target.exists() and (not overwrite or target.resolve() == source.resolve()):
             hint = "it is the input itself" if target.resolve() == source.resolve() else "overwrite=true replaces it"
-            raise ValueError(f"{target} is there already ({hint}); or choose another place with out=")
+            raise Refusal(f"{target} is there already ({hint}); or choose another place with out=")
 
 
 def upscale_file(

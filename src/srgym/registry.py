@@ -4,21 +4,55 @@ Imports nothing heavy: a part's module is imported when the part is asked for.
 """
 
 import inspect
+import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "class_of", "plain", "quoted"]
+from srgym.errors import Refusal, WrongType
+
+__all__ = ["TRUST", "Registry", "Spec", "Untrusted", "class_of", "named_by", "plain", "quoted"]
 
 # What makes a part: a class, or a function. `Registry[type[Agent]].find` gives a `type[Agent]`.
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
+# How a user names a part: its name, or a mapping that holds the name under `name` and its options beside it.
+Spec = str | Mapping[str, Any]
+
 _PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
+# Set to 1, also by `--trust`: paths to code in files are followed, here and in the processes that are started.
+TRUST = "SRGYM_TRUST"
+_FILE: ContextVar[Path | None] = ContextVar("file", default=None)
+
+
+class Untrusted(Refusal):
+    """A file names code that is neither the library's nor an installed package's entry point."""
+
+
+@contextmanager
+def named_by(file: Path, trust: bool = False) -> Iterator[None]:
+    """Names that are looked up inside come from a file, and a file that was received mustn't say what code is run.
+
+    A path to a module that nothing has imported yet is refused: to import it is to run it.
+
+    Args:
+        trust: whether such paths are followed all the same.
+    """
+    token = _FILE.set(None if trust or os.environ.get(TRUST) == "1" else file)
+    try:
+        yield
+    finally:
+        _FILE.reset(token)
 
 
 class Registry(Generic[Maker]):
@@ -32,7 +66,7 @@ class Registry(Generic[Maker]):
         group: the entry-point group of other packages' parts.
         builtin: `module:attribute` by name.
         aliases: short names of built-in parts.
-        given: arguments that whoever makes the part hands over, so that they are no options.
+        supplied: arguments that whoever makes the part hands over, so that they are no options.
         registered: parts that were registered in this process, by name.
     """
 
@@ -45,10 +79,10 @@ class Registry(Generic[Maker]):
         builtin: Mapping[str, str],
         *,
         aliases: Mapping[str, str] | None = None,
-        given: Collection[str] = (),
+        supplied: Collection[str] = (),
     ) -> None:
         self.noun, self.wanted, self.fits, self.group = noun, wanted, fits, group
-        self.builtin, self.aliases, self.given = dict(builtin), dict(aliases or {}), frozenset(given)
+        self.builtin, self.aliases, self.supplied = dict(builtin), dict(aliases or {}), frozenset(supplied)
         self.registered: dict[str, Maker] = {}
 
     @cached_property
@@ -99,7 +133,7 @@ class Registry(Generic[Maker]):
         """
         if not self.knows(name):
             near = nearest(name, [*self.names(), *self.aliases])
-            raise ValueError(
+            raise Refusal(
                 f"unknown {self.noun} '{name}': {near}expected one of {', '.join(self.names())}, or module:attribute"
             )
 
@@ -108,15 +142,21 @@ class Registry(Generic[Maker]):
 
         Raises:
             ValueError: for an unknown name, a path that leads nowhere, or one to something else than `wanted`.
+            Untrusted: for a path that a file names (see `named_by`).
         """
         self.check_name(name)
         name = self.full_name(name)
         if name in self.registered:
             return self.registered[name]
-        entry = self.installed.get(name)
+        entry, file = self.installed.get(name), _FILE.get()
+        if file is not None and ":" in name and name.partition(":")[0] not in sys.modules:
+            raise Untrusted(
+                f"{file} names the {self.noun} '{name}', which is neither srgym's nor offered by an installed package; "
+                "importing it would run its code: look at it, and give --trust (trust=True) if it may"
+            )
         maker = self._at(self.builtin.get(name, name) if entry is None else f"{entry.module}:{entry.attr}")
         if not self.fits(maker):
-            raise ValueError(f"{self.noun} '{name}': expected {self.wanted}, got {maker!r}")
+            raise Refusal(f"{self.noun} '{name}': expected {self.wanted}, got {maker!r}")
         return maker  # type: ignore[no-any-return]
 
     def _at(self, path: str) -> Any:
@@ -126,17 +166,17 @@ class Registry(Generic[Maker]):
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # the module is there; something that it imports isn't
-            raise ValueError(f"{self.noun} '{path}': there is no module '{module}' to import") from error
+            raise Refusal(f"{self.noun} '{path}': there is no module '{module}' to import") from error
         for part in attribute.split("."):
             if not hasattr(place, part):
                 near = nearest(part, dir(place))
-                raise ValueError(f"{self.noun} '{path}': {near}module '{module}' has no '{part}'")
+                raise Refusal(f"{self.noun} '{path}': {near}module '{module}' has no '{part}'")
             place = getattr(place, part)
         return place
 
     def options(self, maker: Callable[..., Any]) -> dict[str, Any] | None:
         """The keyword arguments that a part takes, with their defaults (`inspect.Parameter.empty` where it must be
-        given), those of base classes too where it passes them on; None if it takes any.
+        supplied), those of base classes too where it passes them on; None if it takes any.
         """
         known: dict[str, Any] = {}
         for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
@@ -144,7 +184,7 @@ class Registry(Generic[Maker]):
                 continue
             parameters = inspect.signature(kind).parameters.values()
             for p in parameters:
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in self.given:
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in self.supplied:
                     known.setdefault(p.name, p.default)
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 return known
@@ -172,10 +212,10 @@ class Registry(Generic[Maker]):
         for option in options:
             if option not in known:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-                raise ValueError(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
+                raise Refusal(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
         missing = [key for key, value in known.items() if value is inspect.Parameter.empty and key not in options]
         if missing and inspect.isclass(maker):  # a function's may come with every call
-            raise ValueError(f"{self.noun} '{name}' needs {quoted(missing)}, got {quoted(options) or 'no options'}")
+            raise Refusal(f"{self.noun} '{name}' needs {quoted(missing)}, got {quoted(options) or 'no options'}")
 
     def read(self, spec: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Name and options of a part that is told as a name, or as `{"name": ..., **options}`.
@@ -187,10 +227,10 @@ class Registry(Generic[Maker]):
         if isinstance(spec, str):
             return spec, dict(options)
         if not isinstance(spec, Mapping):
-            raise TypeError(f"expected a {self.noun}'s name, or {{'name': ...}}, got {spec!r}")
+            raise WrongType(f"expected a {self.noun}'s name, or {{'name': ...}}, got {spec!r}")
         options = {**plain(spec), **options}
         if not isinstance(options.get("name"), str):
-            raise ValueError(f"expected a {self.noun} as {{'name': ...}}, got the keys {quoted(options)}")
+            raise Refusal(f"expected a {self.noun} as {{'name': ...}}, got the keys {quoted(options)}")
         return options.pop("name"), options
 
     def make(self, spec: Any, /, *parts: Any, **options: Any) -> Any:

@@ -113,7 +113,8 @@ def test_another_architecture_is_refused_by_its_first_tensor(tmp_path, lora):
 def test_the_whole_base_is_compared_where_it_is_known(tmp_path, lora):
     """The LoRA fits both, but a tensor that it leaves alone says that its base was another model."""
     write_model(tmp_path / "base" / "transformer", Block())
-    (lora / "policy.json").write_text(json.dumps({"policy": "x", "config": {"path": str(tmp_path / "base")}}))
+    described = {"policy": "x", "config": {"path": str(tmp_path / "base")}, "adapters": True}
+    (lora / "policy.json").write_text(json.dumps(described))
     tuned = Block()
     write_model(tmp_path / "same", tuned)
     assert merge(lora, tmp_path / "same", tmp_path / "out").changed == 2

@@ -34,7 +34,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert callable(import_module(f"srgym.runners.commands.{command}").run)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["rewards"], ["trian"], ["upscale", "stpes=3"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["trian"], ["upscale", "stpes=3"]])
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     script = (
         "import sys; from srgym.runners.commands.cli import main; main(sys.argv[1:])\n"

@@ -13,8 +13,9 @@ import pytest
 import torch
 from toys import digest
 
-from srgym.runners.loop.checkpoint import Checkpoints, DamagedCheckpoint, verify, write_folder
+from srgym.runners.loop.checkpoint import Checkpoints
 from srgym.runners.loop.interrupt import Interrupted
+from srgym.sealed import Damaged, verify, write_folder
 
 
 def test_killed_at_random_moments_ends_with_the_same_weights(toy: Any, tmp_path: Path) -> None:
@@ -130,5 +131,5 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     verify(folder)
     shutil.copy(folder / "a.json", folder / "b.json")
-    with pytest.raises(DamagedCheckpoint, match=r"b\.json is not in the manifest"):
+    with pytest.raises(Damaged, match=r"b\.json is not in the manifest"):
         verify(folder)

@@ -9,6 +9,7 @@ import torch
 from toys import digest
 
 from srgym.policies.base import FlowPolicy
+from srgym.runners.loop.health import Failed
 from srgym.runners.loop.loggers import CSVLogger, Logger
 from srgym.runners.loop.settings import same_config
 
@@ -169,7 +170,7 @@ def test_a_loss_that_stays_broken_ends_the_run(toy: Any) -> None:
     whole = agent.loss
     agent.loss = lambda rows: whole(rows).apply(lambda value: value * float("nan"))
     before = weights(policy)
-    with pytest.raises(ValueError, match="non-finite gradient"):
+    with pytest.raises(Failed, match="non-finite gradient"):
         toy.run(agent=agent, iterations=50).learn()
     assert torch.equal(weights(policy), before)
 

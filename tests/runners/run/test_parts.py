@@ -115,7 +115,7 @@ def test_a_policy_may_say_what_a_forward_costs(toy: Any) -> None:
 def test_unknown_autocast(toy: Any) -> None:
     policy = toy.policy()
     with (
-        pytest.raises(ValueError, match=r"runner\.autocast is one of off, bf16, got 'fp16'"),
+        pytest.raises(ValueError, match="autocast is one of auto, bf16, off, got 'fp16'"),
         instrumented(policy, Meter(policy), "fp16"),
     ):
         pass
