@@ -113,8 +113,8 @@ _SHORT = {
 
 def _audit(arguments: list[str]) -> int:
     name, _ = _one(arguments, "audit")
-    given = [argument for argument in arguments if "=" in argument]
-    taken, rest = take_values(given, _AUDIT, ("env", "reward", "policy", "agent", "runner", "lora"))
+    overrides = [argument for argument in arguments if "=" in argument]
+    taken, rest = take_values(overrides, _AUDIT, ("env", "reward", "policy", "agent", "runner", "lora"))
     from pathlib import Path
 
     from srgym.rewards.kin import JUDGES, installed_judges

@@ -58,8 +58,8 @@ def audit_document(
         f"policy {audit.settings.policy['name']}. `{' '.join(command)}`",
     )
     if failed:
-        told = f"{len(failed)} of {sum(line.holds is not None for line in lines)} lines fail: "
-        document.add(Callout("bad", told + ", ".join(line.name for line in failed) + ".", "Fails"))
+        counted = f"{len(failed)} of {sum(line.holds is not None for line in lines)} lines fail: "
+        document.add(Callout("bad", counted + ", ".join(line.name for line in failed) + ".", "Fails"))
     else:
         document.add(Callout("good", "No line fails.", "Passes"))
     if not audit.judges["perceptual"]:
@@ -85,10 +85,10 @@ def _behind(part: str, audit: Audit, stop: float | None, learnt: Path) -> list[B
 
 
 def _correlations(audit: Audit) -> Table:
-    found, rows = audit.signal(), []
+    signal, rows = audit.signal(), []
     for kind, labels in audit.judges.items():
         for label in labels:
-            rho = group_correlations(found["samples"], found["judges"][label])
+            rho = group_correlations(signal["samples"], signal["judges"][label])
             rows.append([label, kind, signed(crossed_interval(rho[None], audit.photographs))])
     return Table(
         ["independent judge", "of", "rank correlation"], rows,
@@ -97,10 +97,10 @@ def _correlations(audit: Audit) -> Table:
 
 
 def _fault_table(audit: Audit) -> Table:
-    found = audit.sanity()
-    clean = np.asarray(found["start"])[:, None]
+    sanity = audit.sanity()
+    clean = np.asarray(sanity["start"])[:, None]
     rows = [
-        [kind, *(f"{np.mean(np.asarray(found['faults'][kind][str(area)]) < clean):.0%}" for area in AREAS)]
+        [kind, *(f"{np.mean(np.asarray(sanity['faults'][kind][str(area)]) < clean):.0%}" for area in AREAS)]
         for kind in FAULTS
     ]
     where = "an image close to it (a quarter bicubic)" if "hr" in audit.reward.needs else "itself"
@@ -118,14 +118,14 @@ def _fault_pictures(audit: Audit) -> Panels:
 
 
 def _attack_table(audit: Audit) -> Table:
-    found = audit.attack()
-    plain, spread = np.asarray(found["plain"]), np.nanstd(np.asarray(audit.signal()["samples"]), 1)[found["which"]]
-    labels = list(found["judges"])
+    attack = audit.attack()
+    plain, spread = np.asarray(attack["plain"]), np.nanstd(np.asarray(audit.signal()["samples"]), 1)[attack["which"]]
+    labels = list(attack["judges"])
     rows = []
-    for levels, row in found["attacked"].items():
+    for levels, row in attack["attacked"].items():
         scores = np.asarray(row["scores"])
         gain, left = scores[:, 0] - plain[:, 0], scores[:, 1] - plain[:, 2]
-        judged = [float(np.nanmean(np.asarray(row["judges"][k]) - np.asarray(found["judges"][k]))) for k in labels]
+        judged = [float(np.nanmean(np.asarray(row["judges"][k]) - np.asarray(attack["judges"][k]))) for k in labels]
         kept = left[gain > 0] / gain[gain > 0]
         rows.append([
             f"within {levels}", f"{np.nanmean(gain / np.maximum(spread, 1e-12)):+.1f}",

@@ -93,8 +93,8 @@ class Audit:
         self.policy = build_policy(self.settings.policy, self.settings.env).eval()
         self.task = build_task(self.settings.env, self.reward, policy_gives=self.policy.gives)
         self.judges = independent_judges(self.settings.judges, [dict(self.settings.reward)])
-        chosen = {label: self.settings.judges[label] for labels in self.judges.values() for label in labels}
-        self._metrics = {metric.label: metric.reward for metric in make_metrics(chosen)} if chosen else {}
+        metrics = {label: self.settings.judges[label] for labels in self.judges.values() for label in labels}
+        self._metrics = {metric.label: metric.reward for metric in make_metrics(metrics)} if metrics else {}
         self.contexts = [self.task.context([i]) for i in spread_indices(len(self.task), self.settings.contexts)]
         if any(context.hr is None for context in self.contexts):
             raise Refusal(f"an audit needs ground truth, which the source '{self.task.source.name}' doesn't give")
@@ -116,8 +116,8 @@ class Audit:
         if not path.is_file():
             print(f"audit: {part}", flush=True)
             write_json(path, measure())
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        measured: dict[str, Any] = json.loads(path.read_text())
+        return measured
 
     def _pictures(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self.folder / "parts" / f"{name}.safetensors"
@@ -221,11 +221,11 @@ class Audit:
             )  # fmt: skip
 
         def measure() -> dict[str, Any]:
-            found = self._pictures("attack", lambda: {str(levels): ascend(levels) for levels in budgets})
+            images = self._pictures("attack", lambda: {str(levels): ascend(levels) for levels in budgets})
             plain = self._scores(torch.stack([start, truth, worse(start, "jpeg", 95)], 1), which=which)
             rows = {}
             for levels in budgets:
-                image = found[str(levels)]
+                image = images[str(levels)]
                 pair = torch.stack([image, worse(image, "jpeg", 95)], 1)
                 rows[str(levels)] = {
                     "scores": self._scores(pair, which=which),
@@ -263,36 +263,36 @@ class Audit:
 
     def checked(self) -> CheckReport:
         """What `srgym rewards check` finds."""
-        found = self._kept("contract", lambda: {"findings": [
+        kept = self._kept("contract", lambda: {"findings": [
             asdict(finding) for finding in check(self.reward, size=_CHECKED_AT, skip=("cost",)).findings]})  # fmt: skip
-        return CheckReport(self.reward.name, tuple(Finding(**row) for row in found["findings"]))
+        return CheckReport(self.reward.name, tuple(Finding(**row) for row in kept["findings"]))
 
     # The verdicts
 
     def verdicts(self, learnt: Path) -> tuple[list[Line], float | None]:
         """Every line, and the weight of the short training's LoRA at which to stop (None: it raised nothing)."""
         signal, sanity, attack, curve = self.signal(), self.sanity(), self.attack(), self.curve(learnt)["rows"]
-        found = [lines.above_truth(signal["samples"], signal["truth"])]
-        found += [lines.floor_line(name, signal["samples"], scores) for name, scores in signal["disturbed"].items()]
-        found += [
+        verdicts = [lines.above_truth(signal["samples"], signal["truth"])]
+        verdicts += [lines.floor_line(name, signal["samples"], scores) for name, scores in signal["disturbed"].items()]
+        verdicts += [
             lines.signal_line(label, signal["samples"], signal["judges"][label], self.photographs)
             for label in self.judges["fidelity"]
         ]
         others = {"the policy's sample": sanity["sample"], "bicubic": sanity["bicubic"]}
-        found += [lines.truth_first(sanity["truth"], others)]
-        found += [lines.bicubic_over_nearest(sanity["bicubic"], sanity["nearest"])]
+        verdicts += [lines.truth_first(sanity["truth"], others)]
+        verdicts += [lines.bicubic_over_nearest(sanity["bicubic"], sanity["nearest"])]
         for kind in FAULTS:
             whole, part = (sanity["faults"][kind][str(area)] for area in _JUDGED)
-            found.append(lines.fault_line(kind, sanity["start"], whole, part, self.referenced))
+            verdicts.append(lines.fault_line(kind, sanity["start"], whole, part, self.referenced))
         scores = {int(levels): np.asarray(row["scores"])[:, 0] for levels, row in attack["attacked"].items()}
         way = "its gradient" if self.reward.differentiable else "answers to noise"
-        found.append(lines.attack_line(scores, np.asarray(attack["plain"])[:, 1], way))
+        verdicts.append(lines.attack_line(scores, np.asarray(attack["plain"])[:, 1], way))
         weights, reward = [row["weight"] for row in curve], [np.nanmean(row["reward"]) for row in curve]
         stops = []
         for labels in self.judges.values():
             for label in labels:
                 judged = [np.nanmean(row["judges"][label], 1) for row in curve]
                 line, stop = lines.overoptimisation(label, weights, reward, judged, self.photographs)
-                found.append(line)
+                verdicts.append(line)
                 stops += [] if stop is None else [stop]
-        return [*found, contract(self.checked())], min(stops) if stops else None
+        return [*verdicts, contract(self.checked())], min(stops) if stops else None

@@ -62,21 +62,21 @@ def _share(holds: ArrayLike) -> float:
 
 def above_truth(samples: ArrayLike, truth: ArrayLike) -> Line:
     """Samples [N, K] of one policy, and the truth [N]: how many of them does the reward put above it?"""
-    found = _share(np.asarray(samples) > np.asarray(truth)[:, None])
+    share = _share(np.asarray(samples) > np.asarray(truth)[:, None])
     return Line(
-        "signal", "samples below the truth", found <= ABOVE_TRUTH,
-        f"{found:.0%} of samples score above the truth", f"at most {ABOVE_TRUTH:.0%}",
+        "signal", "samples below the truth", share <= ABOVE_TRUTH,
+        f"{share:.0%} of samples score above the truth", f"at most {ABOVE_TRUTH:.0%}",
     )  # fmt: skip
 
 
 def group_correlations(a: ArrayLike, b: ArrayLike) -> Floats:
     """Spearman's rank correlation of scores [N, K] inside each group: [N]; NaN where either is constant or invalid."""
-    found = []
+    correlations = []
     for x, y in zip(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64), strict=True):
         there = np.isfinite(x) & np.isfinite(y)
         steady = there.sum() < 3 or np.ptp(x[there]) == 0 or np.ptp(y[there]) == 0
-        found.append(np.nan if steady else stats.spearmanr(x[there], y[there]).statistic)
-    return np.asarray(found)
+        correlations.append(np.nan if steady else stats.spearmanr(x[there], y[there]).statistic)
+    return np.asarray(correlations)
 
 
 def floor_line(nuisance: str, samples: ArrayLike, disturbed: ArrayLike) -> Line:
@@ -85,8 +85,8 @@ def floor_line(nuisance: str, samples: ArrayLike, disturbed: ArrayLike) -> Line:
     name, wanted = f"ranks kept under {nuisance}", f"rank correlation of at least {RANKS_KEPT:g}"
     if np.isnan(rho).all():
         return Line("signal", name, False, "no group whose samples it tells apart", wanted)
-    found = float(np.nanmean(rho))
-    return Line("signal", name, found >= RANKS_KEPT, f"mean rank correlation {found:.2f}", wanted)
+    mean = float(np.nanmean(rho))
+    return Line("signal", name, mean >= RANKS_KEPT, f"mean rank correlation {mean:.2f}", wanted)
 
 
 def signal_line(judge: str, samples: ArrayLike, judged: ArrayLike, photographs: Sequence[str]) -> Line:
@@ -104,16 +104,16 @@ def signal_line(judge: str, samples: ArrayLike, judged: ArrayLike, photographs: 
 
 def truth_first(truth: ArrayLike, others: Mapping[str, ArrayLike]) -> Line:
     """Whether the truth [N] scores above other makers' images of the same contexts, [N] each."""
-    found = {name: _share(np.asarray(truth) > np.asarray(score)) for name, score in others.items()}
-    told = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
-    holds = min(found.values()) >= ORDERED
-    return Line("sanity", "truth first", holds, f"the truth scores above {told}", f"at least {ORDERED:.0%} each")
+    shares = {name: _share(np.asarray(truth) > np.asarray(score)) for name, score in others.items()}
+    words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    holds = min(shares.values()) >= ORDERED
+    return Line("sanity", "truth first", holds, f"the truth scores above {words}", f"at least {ORDERED:.0%} each")
 
 
 def bicubic_over_nearest(bicubic: ArrayLike, nearest: ArrayLike) -> Line:
     """Whether the smooth enlargement [N] scores above pixels drawn as squares [N]."""
-    found = _share(np.asarray(bicubic) > np.asarray(nearest))
-    return Line("sanity", "bicubic over nearest", found >= ORDERED, f"{found:.0%} of contexts", f"{ORDERED:.0%}")
+    share = _share(np.asarray(bicubic) > np.asarray(nearest))
+    return Line("sanity", "bicubic over nearest", share >= ORDERED, f"{share:.0%} of contexts", f"{ORDERED:.0%}")
 
 
 def fault_line(kind: str, clean: ArrayLike, whole: ArrayLike, part: ArrayLike, reference: bool) -> Line:
@@ -135,13 +135,13 @@ def fault_line(kind: str, clean: ArrayLike, whole: ArrayLike, part: ArrayLike, r
 # Attack
 
 
-def attack_line(found: Mapping[int, ArrayLike], truth: ArrayLike, way: str) -> Line:
+def attack_line(scores: Mapping[int, ArrayLike], truth: ArrayLike, way: str) -> Line:
     """Whether samples stay below the truth [N] under attack: scores [N] by grey levels allowed."""
-    shares = {levels: _share(np.asarray(score) > np.asarray(truth)) for levels, score in sorted(found.items())}
-    told = ", ".join(f"{share:.0%} within {levels}" for levels, share in shares.items())
+    shares = {levels: _share(np.asarray(score) > np.asarray(truth)) for levels, score in sorted(scores.items())}
+    words = ", ".join(f"{share:.0%} within {levels}" for levels, share in shares.items())
     return Line(
         "attack", "attacked samples stay below the truth", shares[2] <= ATTACKED_ABOVE_TRUTH,
-        f"above the truth by {way}: {told} grey levels", f"at most {ATTACKED_ABOVE_TRUTH:.0%} within 2",
+        f"above the truth by {way}: {words} grey levels", f"at most {ATTACKED_ABOVE_TRUTH:.0%} within 2",
     )  # fmt: skip
 
 
@@ -180,15 +180,15 @@ def overoptimisation(
     if at is None:
         return Line("over-optimisation", name, None, "the short training didn't raise the reward", wanted), None
     moved = np.stack([np.interp(at, weights, column) for column in change.T])
-    found = crossed_interval(moved[None], photographs)
+    there = crossed_interval(moved[None], photographs)
     stop = 0.0
     for weight, column in zip(weights, change, strict=True):
         if _fallen(crossed_interval(column[None], photographs), margin):
             break
         stop = float(weight)
     line = Line(
-        "over-optimisation", name, not _fallen(found, margin),
-        f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] over the start", wanted,
+        "over-optimisation", name, not _fallen(there, margin),
+        f"{there.value:+.4f} [{there.low:+.4f}, {there.high:+.4f}] over the start", wanted,
     )  # fmt: skip
     return line, stop
 
@@ -203,5 +203,5 @@ def _fallen(change: Interval, margin: float) -> bool:
 def contract(report: CheckReport) -> Line:
     """What `srgym rewards check` found."""
     failed = [finding.check for finding in report.findings if finding.status == "fails"]
-    told = f"fails: {', '.join(failed)}" if failed else "batch, order, range, direction, repeat, gradient as declared"
-    return Line("contract", "keeps a reward's contract", report.ok, told, "`srgym rewards check` finds nothing")
+    words = f"fails: {', '.join(failed)}" if failed else "batch, order, range, direction, repeat, gradient as declared"
+    return Line("contract", "keeps a reward's contract", report.ok, words, "`srgym rewards check` finds nothing")
