@@ -7,6 +7,12 @@ srgym rewards check NAME [reward.key=value ...] [size=192]
                               run the checks that a reward must pass (shapes, order, batch size, range, gradient);
                               NAME is a registered name, a file of configs/reward, or module:object; the exit code is
                               1 if one fails
+srgym rewards audit NAME [out=FOLDER] [contexts=16] [samples=8] [attacked=8] [key=value ...]
+                              can it be trusted, and how far? Ranks among a policy's samples, faults, attacks on pixels,
+                              over-optimisation along a short training's LoRA, and the checks above; writes report.html
+                              and audit.json into the folder (runs/audit/NAME) and goes on where it stopped. reward.*,
+                              policy.*, env.*, agent.*, runner.* and lora.* are set as in `srgym train`;
+                              learnt=FOLDER takes a policy that is trained already. The exit code is 1 if a line fails
 """
 
 import json
@@ -24,6 +30,8 @@ __all__ = ["run"]
 def run(arguments: list[str]) -> int:
     if arguments and arguments[0] == "check":
         return _check(arguments[1:])
+    if arguments and arguments[0] == "audit":
+        return _audit(arguments[1:])
     as_json = take_flag(arguments, "--json")
     rows = listing()
     if arguments:
@@ -62,14 +70,19 @@ def _table(rows: list[dict[str, Any]]) -> None:
             print(f"{'':<{widths[0]}}  weights: {weights}")
 
 
-def _check(arguments: list[str]) -> int:
+def _one(arguments: list[str], command: str) -> tuple[str, dict[str, Any] | None]:
+    """The reward that a command line names, and its file among the configs."""
     names = [argument for argument in arguments if "=" not in argument]
     if len(names) != 1:
-        raise Refusal(f"srgym rewards check expects one reward, got {len(names)}: srgym rewards check NAME")
-    name = names[0]
-    section = _section(name)
+        raise Refusal(f"srgym rewards {command} expects one reward, got {len(names)}: srgym rewards {command} NAME")
+    section = _section(names[0])
     if section is None:
-        REWARDS.check_name(name)  # a misspelt name is refused before torch loads
+        REWARDS.check_name(names[0])  # a misspelt name is refused before torch loads
+    return names[0], section
+
+
+def _check(arguments: list[str]) -> int:
+    name, section = _one(arguments, "check")
     known = {"reward": section or {}, "size": 192}
     taken = take_values([argument for argument in arguments if "=" in argument], known)[0]
     options = taken["reward"]
@@ -82,6 +95,57 @@ def _check(arguments: list[str]) -> int:
     report = check(reward, size=int(taken["size"]))
     print(report.table())
     return 0 if report.ok else 1
+
+
+# What an audit measures by, where a command line says nothing else. SSIMULACRA 2 would take most of the time.
+_JUDGES = ("psnr_y", "ssim_y", "structure_texture", "lite0_features", "lite0_statistics", "flip")
+_AUDIT = {
+    "out": None, "learnt": None, "judges": None, "seed": 0, "contexts": 16, "samples": 8, "attacked": 8, "steps": 6,
+    "ascent": 12,
+}  # fmt: skip
+# The short training: REFL where there is a gradient, NFT where not.
+_SHORT = {
+    True: ("agent=refl", "runner.iterations=60", "runner.contexts=8", "runner.lr=1e-3"),
+    False: ("agent=nft", "agent.group_size=8", "agent.epochs=4", "agent.old=0.3", "runner.iterations=16",
+            "runner.contexts=4", "runner.lr=3e-3"),
+}  # fmt: skip
+
+
+def _audit(arguments: list[str]) -> int:
+    name, _ = _one(arguments, "audit")
+    overrides = [argument for argument in arguments if "=" in argument]
+    taken, rest = take_values(overrides, _AUDIT, ("env", "reward", "policy", "agent", "runner", "lora"))
+    from pathlib import Path
+
+    from srgym.rewards.kin import JUDGES, installed_judges
+    from srgym.runners.report.audit_report import write_audit
+    from srgym.runners.reward_models.audit import Audit, AuditSettings
+    from srgym.runners.run.build import build_reward
+    from srgym.runners.run.config import compose, resolve
+    from srgym.runners.run.stages import Run
+
+    folder = Path(taken.pop("out") or Path("runs/audit") / name.replace(":", "."))
+    learnt, asked = taken.pop("learnt"), taken.pop("judges")
+    judges = [judge for judge in asked or _JUDGES if asked or judge not in JUDGES or judge in installed_judges()]
+
+    def resolved(*before: str) -> Any:
+        named = {argument.partition("=")[0] for argument in rest}
+        kept = [override for override in before if override.partition("=")[0] not in named]
+        common = [f"reward={name}", f"seed={taken['seed']}", f"out={folder / 'training'}", "logger=csv"]
+        return resolve(*compose([*common, *kept, *rest]))
+
+    first = resolved("env.size=64").stages[-1].sections
+    reward = build_reward(first["reward"])
+    test = {**first["env"], "split": "test"} if first["env"]["name"] == "photographs" else first["env"]
+    settings = AuditSettings(first["reward"], first["policy"], test, {judge: judge for judge in judges}, **taken)
+    audit = Audit(settings, folder, reward)
+    if learnt is None:
+        run = resolved("env.size=64", *_SHORT[reward.differentiable])
+        Run(run, quiet=True).learn()
+        learnt = run.out / "stages" / run.stages[-1].name / "policy"
+    page, passes = write_audit(audit, Path(learnt), ["srgym", "rewards", "audit", *arguments])
+    print(f"{name}: {'no line fails' if passes else 'some lines fail'}, see {page}")
+    return 0 if passes else 1
 
 
 def _section(name: str) -> dict[str, Any] | None:

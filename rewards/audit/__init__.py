@@ -1,0 +1,1 @@
+"""What an audit of a reward tries: faults that anybody would see, and attacks on pixels."""
