@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.sealed import Damaged, check_shapes, read_object, read_tensors
+from srgym.settings import Count, Positive, check_arguments
 
 __all__ = [
     "ADAPTERS", "LoraSettings", "add", "add_snapshot", "copy", "deltas", "equal", "inject", "layers", "names",
@@ -35,16 +36,13 @@ class LoraSettings:
     `targets` are names or endings of modules, as in PEFT's `target_modules`; `exclude` those left out of them.
     """
 
-    rank: int = 32
-    alpha: float = 64.0
+    rank: Count = 32
+    alpha: Positive = 64.0
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise Refusal(f"a LoRA's rank is at least 1, got {self.rank}")
-        if self.alpha <= 0:
-            raise Refusal(f"a LoRA's alpha is above 0, got {self.alpha}")
+        check_arguments(LoraSettings, vars(self), "lora.")
 
 
 # A large model has thousands of modules, and every switch of an adapter asks for those that carry one.

@@ -41,15 +41,16 @@ def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
 def provenance(run: Path, commit: str) -> dict[str, Any]:
     """Where a run's result comes from: data, command, seed, date and commit."""
     record, config = json.loads((run / "run.json").read_text()), json.loads((run / "config.json").read_text())
+    made = record["made_with"]
     train = [f"{p.name} ({p.library})" for p in PHOTOGRAPHS if p.split == "train"]
     places = ("out=", "overwrite=")
     return {
         "data": "crops of the training photographs and of dead-leaves pictures: " + ", ".join(train),
         "command": " ".join(["srgym train", *(o for o in config["overrides"] if not o.startswith(places))]),
         "seed": config["seed"],
-        "date": record["ended"][:10],
+        "date": made["date"][:10],
         "commit": commit,
-        "versions": record["versions"],
+        "versions": {name: made[name] for name in ("python", "torch")},
         "cost": record["stages"],
         "licence": "Apache-2.0",
     }

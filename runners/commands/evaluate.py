@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srgym.runners.run.config import ConfigError
-from srgym.runners.run.overrides import defaults, take_values
+from srgym.runners.run.overrides import METRICS, defaults, take_values
+from srgym.settings import Count, Natural
 
 if TYPE_CHECKING:
     from srgym.envs import SRTask
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_FOLDERS = str | Sequence[str] | Mapping[str, str]
+_KINDS = {
+    "policy": _FOLDERS, "pred": _FOLDERS, "hr": str | None, "lr": str | None, "metrics": METRICS, "steps": Count,
+    "seeds": Sequence[int], "limit": Count | None, "batch": Count, "threads": Count | None, "pictures": Natural,
+    "adapter": str | None, "dataset": str | None, "colour_fix": str | None,
+}  # fmt: skip
+
 
 def run(arguments: list[str]) -> int:
-    settings, rest = take_values(arguments, defaults("evaluate"), ("env",))
+    settings, rest = take_values(arguments, defaults("evaluate"), ("env",), _KINDS)
     if bool(settings["policy"]) == bool(settings["pred"]):
         raise ConfigError("expected either policy=FOLDER or pred=FOLDER, got both or none of them; see --help")
     if settings["pred"] and rest:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from srgym.errors import MissingFile
 from srgym.registry import named_by
-from srgym.runners.commands.arguments import take_flag, take_option, take_setting
+from srgym.runners.commands.arguments import take_flag, take_option
 from srgym.runners.run.config import RunConfig, compose, resolve
+from srgym.runners.run.overrides import take_values
 
 __all__ = ["run"]
 
@@ -34,8 +35,8 @@ def run(arguments: list[str]) -> int:
     folders = [Path(folder) for folder in take_option(arguments, "--config-dir")]
     show = take_flag(arguments, "--print")
     dry = take_flag(arguments, "--dry-run")
-    overwrite = take_setting(arguments, "overwrite", "false") == "true"
-    resume = take_setting(arguments, "resume")
+    own, arguments = take_values(arguments, {"overwrite": False, "resume": None}, ("*",), {"resume": str | None})
+    resume, overwrite = own["resume"], own["overwrite"]
     if resume:
         with named_by(Path(resume) / "config.json"):
             return _go(_resumed(Path(resume), arguments, folders), show, dry, overwrite)
@@ -73,8 +74,9 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFile(f"resume={folder}: expected the folder of a run, with config.json, found none")
-    before = json.loads(path.read_text())["overrides"]
-    return resolve(*compose([*before, f"out={folder}", *arguments], folders))
+    before = json.loads(path.read_text())
+    folders = [*map(Path, before.get("config_dirs", ())), *folders]
+    return resolve(*compose([*before["overrides"], f"out={folder}", *arguments], folders))
 
 
 def _train(config: RunConfig, overwrite: bool) -> int:

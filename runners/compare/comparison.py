@@ -79,20 +79,11 @@ def _validation_score(cell: Cell, reward: str) -> float:
 
 
 def make_executor(plan: Plan) -> Executor:
-    """What the plan's cells run on: `executor`, `jobs`, `devices`, `gpus` and `slurm` of its settings.
-
-    Raises:
-        ValueError: for settings that can't be.
-    """
+    """What the plan's cells run on: `executor`, `jobs`, `devices`, `gpus` and `slurm` of its settings."""
     settings = plan.settings
     jobs, gpus = settings["jobs"], settings["gpus"]
-    for name, number in (("jobs", jobs), ("gpus", gpus)):
-        if not (number is None and name == "jobs") and (not isinstance(number, int) or number < 1):
-            raise Refusal(f"{name} is a whole number of at least 1, got {number!r}")
     if settings["executor"] == "slurm":
         return SlurmExecutor(plan.folder / "slurm", settings["slurm"], gpus=gpus, jobs=jobs)
-    if settings["executor"] != "local":
-        raise Refusal(f"executor is local or slurm, got '{settings['executor']}'")
     devices = _devices(plan)
     slots = jobs or (max(1, len(devices) // gpus) if devices else len(os.sched_getaffinity(0)))
     return LocalExecutor(slots, devices, gpus)

@@ -6,18 +6,26 @@ from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from srgym.agents.base import Agent
 from srgym.agents.registry import AGENTS, agent_class
 from srgym.rewards.kin import independent
 from srgym.runners.compare.executor import Cell
 from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
-from srgym.runners.run.overrides import defaults, merge_known, sweep, take_values
+from srgym.runners.run.overrides import METRICS, defaults, merge_known, read_override, take_values
+from srgym.settings import Count, Natural, Positive, leaves
 
 __all__ = ["Entry", "Plan", "make_plan", "tuned_plan"]
 
 RANDOM = "random"
+_KINDS = {
+    "seed": int | Sequence[int], "budget.images": Count | None, "budget.iterations": Count | None,
+    "budget.seconds": Positive | None, "jobs": Count | None, "executor": Literal["local", "slurm"],
+    "devices": int | str | Sequence[int | str] | None, "gpus": Count, "trials": Count | None, "start": Sequence[str] | None,
+    "controls": Natural, "evaluations": Natural, "metrics": METRICS, "limit": Count | None, "steps": Count,
+    "seeds": Sequence[int], "targets": Sequence[float], "pictures": Natural, "picture_size": Count | None,
+}  # fmt: skip
 _GROUP = 8  # samples of a context where an agent decides by itself
 _ALONE = ("runner.threads=1", "logger=csv")
 # Hyperparameters that mean the same to every agent that has them.
@@ -112,10 +120,10 @@ def tuned_plan(plan: Plan, winners: Mapping[str, Sequence[str]]) -> Plan:
 
 def _plan(arguments: Sequence[str], winners: Mapping[str, Sequence[str]]) -> Plan:
     base = defaults("compare")
-    _, rest = take_values(arguments, base, ("*",))
+    _, rest = take_values(arguments, base, ("*",), _KINDS)
     base = _with_experiment(base, rest)
-    settings, rest = take_values(arguments, base, ("*",))
-    swept = {argument.partition("=")[0]: list(values) for argument in rest if (values := sweep(argument)) is not None}
+    settings, rest = take_values(arguments, base, ("*",), _KINDS)
+    swept = {override.key: list(override.swept) for override in map(read_override, rest) if override.swept}
     fixed = tuple(argument for argument in rest if argument.partition("=")[0] not in swept)
     named = {argument.partition("=")[0] for argument in rest}
     sweeps = {key: values for key, values in settings["sweep"].items() if values is not None and key not in named}
@@ -136,7 +144,9 @@ def _plan(arguments: Sequence[str], winners: Mapping[str, Sequence[str]]) -> Pla
 
 def _with_experiment(base: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
     """The defaults with an experiment's `compare` section put in."""
-    experiments = [argument for argument in rest if argument.startswith("experiment=") and sweep(argument) is None]
+    experiments = [
+        argument for argument in rest if argument.startswith("experiment=") and not read_override(argument).swept
+    ]
     if not experiments:
         return dict(base)
     tree, _ = compose(experiments[-1:])
@@ -145,7 +155,7 @@ def _with_experiment(base: Mapping[str, Any], rest: Sequence[str]) -> dict[str, 
 
 def _seeds(settings: Mapping[str, Any]) -> list[int]:
     seeds = settings["seed"] if isinstance(settings["seed"], list) else [settings["seed"]]
-    if not seeds or any(not isinstance(seed, int) for seed in seeds) or len(set(seeds)) != len(seeds):
+    if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seed is a number or several different ones, as in seed=0,1,2; got {settings['seed']}")
     return seeds
 
@@ -215,7 +225,7 @@ def _trained(config: RunConfig) -> StageConfig:
 def _addressed(settings: Mapping[str, Any], stage: StageConfig, label: str) -> Iterator[str]:
     """An entry's own settings as overrides; a bare `lr` or `beta` is the runner's or the agent's, whichever has it."""
     agent, runner = AGENTS.options(agent_class(stage.sections["agent"]["name"])) or {}, stage.sections["runner"]
-    for key, value in _leaves(settings):
+    for key, value in leaves(settings):
         first = key.partition(".")[0]
         if first in SECTIONS:
             path = key
@@ -229,15 +239,6 @@ def _addressed(settings: Mapping[str, Any], stage: StageConfig, label: str) -> I
             hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(known)}"
             raise ConfigError(f"settings.{label}.{key}: neither the agent nor the runner has '{first}'{hint}")
         yield f"{path}={_written(value)}"
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        here = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, here)
-        else:
-            yield here, value
 
 
 def _written(value: Any) -> str:
@@ -414,10 +415,10 @@ def _points(plan: Plan, entry: Entry, search: Mapping[str, Any]) -> list[tuple[s
     labels = {other.label for other in plan.entries} | {other.agent for other in plan.entries}
     own = next((search[key] for key in (entry.label, entry.agent) if key in search), None)
     grid = own if own is not None else {key: values for key, values in search.items() if key not in labels}
-    if not grid or not all(isinstance(values, list) and values for _, values in _leaves(grid)):
+    if not grid or not all(isinstance(values, list) and values for _, values in leaves(grid)):
         raise ConfigError(f"search expects lists of values for '{entry.label}', as in {{lr: [1e-3, 3e-3]}}, got {grid}")
     axes = []
-    for key, values in _leaves(grid):
+    for key, values in leaves(grid):
         axes.append([next(_addressed({key: value}, entry.stage, entry.label)) for value in values])
     points = list(product(*axes))
     trials = plan.settings["trials"]

@@ -1,10 +1,11 @@
 """Where a run's numbers and pictures go: a CSV file always, TensorBoard by default, wandb or trackio by one key."""
 
 import csv
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srgym.errors import Refusal
+from srgym.settings import leaves
+
+# What TensorBoard sets beside the hyperparameters.
+_RESULTS = ("eval/reward", "reward/mean", "loss")
 
 __all__ = ["LOGGERS", "CSVLogger", "Logger", "PictureLogger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
 
@@ -97,12 +102,24 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
 
 
 class TensorBoardLogger(Logger):
-    """TensorBoard event files in a folder; a resumed run hides the steps after the one it goes on from."""
+    """TensorBoard event files in a folder; a resumed run hides the steps after the one it goes on from.
 
-    def __init__(self, folder: Path, after: int = 0) -> None:
+    The settings of `config` go in as text, and those of the agent, the runner and the LoRA as hyperparameters.
+    """
+
+    def __init__(self, folder: Path, after: int = 0, config: Mapping[str, Any] | None = None) -> None:
+        from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1)
+        self._writer = cast(Any, SummaryWriter(str(folder), purge_step=after + 1))
+        if config is None:
+            return
+        written = json.dumps(config, indent=2, default=str)
+        self._writer.add_text("config", "\n".join(f"    {line}" for line in written.splitlines()), after)
+        sections = {section: config.get(section) for section in ("agent", "runner", "lora")}
+        shown = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in leaves(sections)}
+        for summary in hparams(shown, dict.fromkeys(_RESULTS)):  # type: ignore[no-untyped-call]
+            self._writer.file_writer.add_summary(summary)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -149,6 +166,10 @@ def make_loggers(
 ) -> list[Logger]:
     """The loggers of one stage: `metrics.csv` and `pictures/` in `folder` always, and what `names` asks for beside.
 
+    Args:
+        run: what the trackers call it. config: the stage's settings, which they keep.
+        after: the step that a resumed run goes on from.
+
     Raises:
         ValueError: for a name that isn't in `LOGGERS`.
     """
@@ -160,7 +181,7 @@ def make_loggers(
     loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after), PictureLogger(folder / "pictures")]
     for name in chosen:
         if name == "tensorboard":
-            loggers.append(TensorBoardLogger(folder / "tensorboard", after))
+            loggers.append(TensorBoardLogger(folder / "tensorboard", after, config))
         elif name != "csv":
             loggers.append(TrackerLogger(name, run, config))
     return loggers

@@ -4,12 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Lt
 
 from srgym.errors import Refusal
-from srgym.runners.loop.schedule import SCHEDULES, Budget
+from srgym.runners.loop.schedule import Budget
+from srgym.settings import Count, Natural, Positive, check_arguments
 
 __all__ = ["RunnerSettings", "same_config"]
+
+_Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -36,50 +41,35 @@ class RunnerSettings:
         keep: checkpoints kept.
     """
 
-    iterations: int | None = None
-    images: int | None = None
-    seconds: float | None = None
-    contexts: int = 8
-    microbatch: int = 64
-    rollout_batch: int | None = None
-    lr: float = 3e-4
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    schedule: str = "constant"
-    warmup: float = 0.0
-    autocast: str = "off"
-    threads: int | None = None
+    iterations: Count | None = None
+    images: Count | None = None
+    seconds: Positive | None = None
+    contexts: Count = 8
+    microbatch: Count = 64
+    rollout_batch: Count | None = None
+    lr: Annotated[float, Ge(0), Lt(math.inf)] = 3e-4
+    weight_decay: Annotated[float, Ge(0), Lt(math.inf)] = 1e-4
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    clip: Positive = 1.0
+    schedule: Literal["constant", "cosine", "warmup"] = "constant"
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+    autocast: Literal["off", "bf16", "auto"] = "off"
+    threads: Count | None = None
     device: str = "auto"
-    parallel: str = "ddp"
-    patience: float = 900.0
-    patience_rewards: int = 3
-    prefetch: int = 1
-    log_every: int = 1
-    eval_every: int = 0
-    eval_contexts: int = 16
-    eval_steps: int = 6
-    images_every: int = 0
-    checkpoint_every: int = 50
-    keep: int = 2
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    patience: Positive = 900.0
+    patience_rewards: Count = 3
+    prefetch: Natural = 1
+    log_every: Natural = 1
+    eval_every: Natural = 0
+    eval_contexts: Natural = 16
+    eval_steps: Count = 6
+    images_every: Natural = 0
+    checkpoint_every: Natural = 50
+    keep: Count = 2
 
     def __post_init__(self) -> None:
-        for name in ("contexts", "microbatch", "log_every", "eval_steps", "keep", "patience_rewards"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"runner.{name} is at least 1, got {getattr(self, name)}")
-        for name in ("prefetch", "eval_every", "eval_contexts", "images_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise Refusal(f"runner.{name} is at least 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr >= 0 and self.clip > 0):
-            raise Refusal(f"runner.lr is at least 0 and runner.clip above 0, got {self.lr} and {self.clip}")
-        if self.parallel not in ("ddp", "fsdp") or not self.patience > 0:
-            raise Refusal(
-                f"runner.parallel is ddp or fsdp and runner.patience above 0, got '{self.parallel}' and {self.patience}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise Refusal(f"runner.schedule is one of {', '.join(SCHEDULES)}, got '{self.schedule}'")
-        if not 0 <= self.warmup < 1:
-            raise Refusal(f"runner.warmup is a share of the budget in [0, 1), got {self.warmup}")
+        check_arguments(RunnerSettings, vars(self), "runner.")
         object.__setattr__(self, "betas", tuple(self.betas))
 
     @property

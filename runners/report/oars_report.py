@@ -1,6 +1,7 @@
 """The report of the main job: every stage on test photographs, with intervals, controls, curves, pictures and costs."""
 
 import resource
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -317,9 +318,9 @@ def _costs(run: RunFolder, seconds: float | None) -> list[Block]:
     said = f"Peak memory of the process that wrote this report: {plain(peak, 2)} GiB."
     if seconds is not None:
         said += f" Evaluation and pictures took {plain(seconds, 0)} s."
-    versions = ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())
-    command = " ".join(run.record.get("command", []))
+    made = ", ".join(f"{name} {value}" for name, value in run.record.get("made_with", {}).items())
+    command = shlex.join(run.record.get("command", []))
     blocks: list[Block] = [Heading("What it cost"), cost_table({s.name: s.cost for s in run.stages}), Text(said)]
     if command:
-        blocks.append(Text(f"Command: `{command}`." + (f" {versions}." if versions else "")))
+        blocks.append(Text(f"Command: `{command}`." + (f" {made}." if made else "")))
     return blocks

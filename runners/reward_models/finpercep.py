@@ -200,7 +200,7 @@ def held_out_examples(pool: Sequence[Pool], divisor: float, seed: int) -> list[E
 
 
 def build_finpercep(
-    options: Mapping[str, Any], policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+    settings: FinPercepSettings, policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
 ) -> dict[str, float]:
     """Make super-resolutions with the policy, train FinPercep-RM on them stage by stage, write it to `folder`/scorer.
 
@@ -210,7 +210,7 @@ def build_finpercep(
     Raises:
         Incompatible: for a policy other than the compact one, or contexts without ground truth.
     """
-    settings, started = FinPercepSettings(**options), time.monotonic()
+    started = time.monotonic()
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")
     policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}

@@ -7,7 +7,8 @@ from typing import Any
 from srgym.errors import Refusal
 from srgym.policies import FlowPolicy
 from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
-from srgym.runners.reward_models.finpercep import build_finpercep
+from srgym.runners.reward_models.finpercep import FinPercepSettings, build_finpercep
+from srgym.settings import fill
 
 __all__ = ["SCORERS", "train_scorer"]
 
@@ -32,7 +33,7 @@ def train_scorer(
     settings = dict(options)
     model = settings.pop("model", "compass")
     if model == "compass":
-        return build_scorer(ScorerSettings(**settings), policy, env, folder, seed)
+        return build_scorer(fill(ScorerSettings, settings, "scorer."), policy, env, folder, seed)
     if model == "finpercep":
-        return build_finpercep(settings, policy, env, folder, seed)
+        return build_finpercep(fill(FinPercepSettings, settings, "scorer."), policy, env, folder, seed)
     raise Refusal(f"scorer.model is one of {', '.join(SCORERS)}, got '{model}'")

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srgym import agents, policies, rewards
-from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
-from srgym.policies.registry import policy_class
+from srgym.policies.estimate import skeleton
+from srgym.policies.registry import POLICIES
 from srgym.rewards.base import Reward
+from srgym.rewards.info import RewardInfo
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.loop.settings import RunnerSettings
 from srgym.runners.measure.evaluation import Evaluation
+from srgym.runners.run.config import StageConfig
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
 
 __all__ = [
-    "build_agent", "build_evaluation", "build_policy", "build_reward", "build_task", "check_parts",
-    "pick_device", "use_threads",
+    "any_reward", "build_agent", "build_evaluation", "build_policy", "build_reward", "build_skeleton", "build_task",
+    "check_order", "check_parts", "pick_device", "use_threads",
 ]  # fmt: skip
 
 
@@ -40,9 +42,10 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise Refusal(f"runner.device is auto, cpu, cuda or cuda:N, got '{name}'") from error
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        raise Refusal(f"runner.device: expected auto, or a device of this machine, got '{name}' ({said})") from error
 
 
 def build_task(
@@ -82,15 +85,47 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) ->
     return agent
 
 
+def check_order(stages: Sequence[StageConfig]) -> None:
+    """Refuse a stage that would train all weights of a policy which an earlier one has put adapters on."""
+    carrying: set[str] = set()
+    for stage in [stage for stage in stages if stage.kind == "train"]:
+        inherits = stage.start_from in carrying
+        if inherits and stage.sections["lora"] is None:
+            raise Refusal(
+                f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
+                "adapters: merge them first, or let the stage go on with the LoRA"
+            )
+        if inherits or stage.sections["lora"] is not None:
+            carrying.add(stage.name)
+
+
 def check_parts(sections: Mapping[str, Any]) -> None:
-    """Make what a later stage needs beside the policy, and let it go: hours of training shouldn't end in a misspelling.
+    """Make what a stage needs and let it go, its policy without storage: hours of training shouldn't end in a
+    misspelling.
 
     Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
     """
-    RunnerSettings(**sections["runner"])
-    AGENTS.check_options(*AGENTS.read(sections["agent"], {}))
-    reward = None if _loads_a_judge(sections["reward"]) else rewards.make(sections["reward"])
-    build_task(sections["env"], reward, policy_gives=policy_class(sections["policy"]["name"]).gives)
+    pick_device(RunnerSettings(**sections["runner"]).device)
+    stand_in = build_skeleton(sections)
+    loads = _loads_a_judge(sections["reward"])
+    reward = any_reward() if loads else rewards.make(sections["reward"])
+    agent = agents.make(sections["agent"], stand_in, reward)
+    task = build_task(sections["env"], None if loads else reward, policy_gives=stand_in.gives)
+    agent.check(task.source.provides)
+
+
+def build_skeleton(sections: Mapping[str, Any]) -> FlowPolicy:
+    """A stage's policy, at the scale of its contexts, with the adapters that the stage trains, on the meta device."""
+    name, options = POLICIES.read(sections["policy"], {})
+    if "scale" in options and options["scale"] is None:
+        options["scale"] = sections["env"].get("scale") or 4
+    POLICIES.check_options(name, options)
+    return skeleton(name, options, sections["lora"])
+
+
+def any_reward() -> Reward:
+    """What stands for a reward that isn't loaded: whatever an agent asks of one, it has."""
+    return Reward(lambda sr: sr.mean((1, 2, 3)), RewardInfo("any", "", range=(0.0, 1.0), differentiable=True))
 
 
 def _loads_a_judge(section: Any) -> bool:

@@ -6,20 +6,25 @@ From weakest to strongest: a group's file (`configs/agent/diffusion_nft.yaml`), 
 stage's `when` blocks, the command line, the stage's own sections, the command line's `stages.NAME...`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from srgym.agents.registry import AGENTS
 from srgym.envs.sources import SOURCES
-from srgym.errors import MissingFile, Refusal
+from srgym.errors import MissingFile
+from srgym.files import check_folder
 from srgym.policies.registry import POLICIES
 from srgym.registry import Registry
 from srgym.rewards.registry import REWARDS
+from srgym.runners.loop.settings import RunnerSettings
+from srgym.runners.run.overrides import ConfigError, flatten, read_override
+from srgym.settings import Count, Natural, Positive, check_value, fill
 
 __all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "compose", "flatten", "options", "resolve"]
 
@@ -28,10 +33,6 @@ GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
 _PARTS: dict[str, Registry[Any]] = {"env": SOURCES, "reward": REWARDS, "policy": POLICIES, "agent": AGENTS}
 _OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": ("scorer",)}
 _STAGE_KEYS = ("kind", "start_from", "when", *(key for keys in _OPTIONS.values() for key in keys))
-
-
-class ConfigError(Refusal):
-    """A setting that doesn't exist or can't be; the message names it, and the nearest that exists."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,24 @@ class StageConfig:
         return {"kind": self.kind, "start_from": self.start_from, **self.options, **self.sections}
 
 
+# What the settings beside the sections are.
+_TOP = {
+    "name": str, "seed": Natural, "out": str, "logger": str | Sequence[str] | None, "effort": Positive,
+    "heldout": Mapping[str, Any] | None, "report": Mapping[str, Any] | None, "when": Mapping[str, Any] | None,
+    "stages": Mapping[str, Any] | None,
+}  # fmt: skip
+
+
+_SECTION_KINDS = {"reward": str | Mapping[str, Any], "lora": Mapping[str, Any] | None}  # the others: a mapping
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: its name, seed, folder, loggers and stages; the settings they came from, and the command line's share."""
+    """A run: its name, seed, folder, loggers and stages; the settings they came from, and the command line's share.
+
+    Attributes:
+        overrides, config_dirs: the command line that it came from, and the folders of configs that were searched.
+    """
 
     name: str
     seed: int
@@ -70,6 +86,12 @@ class RunConfig:
     stages: list[StageConfig]
     tree: dict[str, Any]
     overrides: list[str]
+    config_dirs: list[Path] = field(default_factory=list)
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command line that makes it again."""
+        return ["srgym", "train", *(f"--config-dir={folder}" for folder in self.config_dirs), *self.overrides]
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
@@ -83,15 +105,6 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted(names)
 
 
-def flatten(tree: Any, path: str = "") -> Iterator[str]:
-    """Every key of a nested mapping, dotted, inner ones too."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            here = f"{path}.{key}" if path else str(key)
-            yield here
-            yield from flatten(value, here)
-
-
 def _near(name: str, known: Sequence[str]) -> str:
     """Ends an error message with the nearest name there is."""
     by_leaf = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
@@ -102,44 +115,46 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class LoraSection:
+    """The section `lora`: adapters of this rank, `alpha` (the update is scaled by alpha / rank), on modules that are
+    named `targets` or end so; None: the policy's own choice.
+    """
+
+    rank: Count
+    alpha: Positive
+    targets: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class CommandLine:
     """A command line, sorted: choices of groups for Hydra, choices without a file, and values."""
 
     given: list[str]
+    folders: list[Path]
     groups: list[str]
     unfiled: dict[str, str]
     values: list[tuple[str, Any, str]]  # key, value, "set" | "add" | "delete"
 
 
 def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> CommandLine:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import OverrideType
-    from hydra.errors import OverrideParseException
-
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise ConfigError(f"expected key=value, got '{text}'{_near(text, [f'{group}=...' for group in GROUPS])}")
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise ConfigError(f"can't read '{error.override}': {str(error).splitlines()[0]}") from error
     groups, unfiled, values = [], {}, []
-    kinds = {OverrideType.CHANGE: "set", OverrideType.DEL: "delete"}
-    for one in parsed:
-        if one.is_sweep_override():
-            raise ConfigError(f"'{one.input_line}' asks for several runs; a command runs one: quote a list as [a,b]")
-        value = one.value() if one.type is not OverrideType.DEL else None
-        group = one.key_or_group
-        if group not in GROUPS or not isinstance(value, str):
-            values.append((group, value, kinds.get(one.type, "add")))
-        elif value in options(group, folders):
-            groups.append(one.input_line.lstrip("+"))
-        elif group in _PARTS and _PARTS[group].knows(value):
-            unfiled[group] = _PARTS[group].full_name(value)
+    for override in map(read_override, overrides):
+        key, value = override.key, override.value
+        if override.swept:
+            raise ConfigError(f"'{override.text}' asks for several runs; a command runs one: quote a list as [a,b]")
+        if key not in GROUPS or not isinstance(value, str):
+            values.append((key, value, override.how))
+        elif value in options(key, folders):
+            groups.append(override.text.lstrip("+"))
+        elif key in _PARTS and _PARTS[key].knows(value):
+            unfiled[key] = _PARTS[key].full_name(value)
         else:
-            known = _choices(group, folders)
-            raise ConfigError(f"{group}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
-    return CommandLine(list(overrides), groups, unfiled, values)
+            known = _choices(key, folders)
+            raise ConfigError(f"{key}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
+    return CommandLine(list(overrides), [folder.absolute() for folder in folders], groups, unfiled, values)
 
 
 def _choices(group: str, folders: Sequence[Path]) -> list[str]:
@@ -170,28 +185,35 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dic
     Raises:
         ConfigError: naming what doesn't exist, and the nearest that does.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingFile(f"expected a folder of configs at {folder}, found none")
+    line = _parse(overrides, folders)
+    tree = deepcopy(_composed(tuple(line.groups), tuple(folder.resolve() for folder in folders)))
+    for group, name in line.unfiled.items():
+        tree[group] = _unfiled(group, name)
+    _check_keys(tree, line)
+    return tree, line
+
+
+@cache
+def _composed(groups: tuple[str, ...], folders: tuple[Path, ...]) -> dict[str, Any]:
+    """The chosen groups' files, put together by Hydra; a comparison asks for the same ones many times."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    for folder in folders:
-        if not folder.is_dir():
-            raise MissingFile(f"expected a folder of configs at {folder}, found none")
-    line = _parse(overrides, folders)
-    extra = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
+    extra = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     GlobalHydra.instance().clear()
     with initialize_config_module("srgym.configs", version_base="1.3"):
         try:
-            composed = hydra_compose("config", overrides=[*line.groups, *extra])
+            composed = hydra_compose("config", overrides=[*groups, *extra])
         except HydraException as error:
             raise ConfigError(str(error).splitlines()[0]) from error
     tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)
-    for group, name in line.unfiled.items():
-        tree[group] = _unfiled(group, name)
-    _check_keys(tree, line)
-    return tree, line
+    return tree
 
 
 def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
@@ -255,6 +277,9 @@ def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
         if key.split(".")[0] not in SECTIONS:
             _set(chosen, key, value, how)
     chosen = OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)
+    for key, annotation in _TOP.items():
+        check_value(annotation, chosen.get(key), key)
+    check_folder(Path(chosen["out"]))
     listed: dict[str, Any] = chosen.get("stages") or {"main": {}}
     stages: list[StageConfig] = []
     for name, stage in listed.items():
@@ -262,12 +287,13 @@ def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
     logger = chosen["logger"]
     return RunConfig(
         name=str(chosen["name"]),
-        seed=int(chosen["seed"]),
+        seed=chosen["seed"],
         out=Path(chosen["out"]),
         logger=[logger] if isinstance(logger, str) else list(logger or []),
         stages=stages,
         tree=chosen,
         overrides=line.given,
+        config_dirs=line.folders,
     )
 
 
@@ -292,9 +318,24 @@ def _stage(
             if source not in before:
                 raise ConfigError(f"stage '{name}' merges and has {key}={source}: expected a stage before it")
     sections = _sections(name, stage, tree, line)
+    _check_sections(sections, stage)
+    _scale_budget(sections["runner"], tree["effort"])
     if kind == "merge":
         sections = {section: sections[section] for section in ("env", "policy", "runner")}
     return StageConfig(name, kind, start, sections, {key: stage[key] for key in _OPTIONS[kind] if key in stage})
+
+
+def _check_sections(sections: Mapping[str, Any], stage: Mapping[str, Any]) -> None:
+    """Refuse sections that aren't what they are for, before anything heavy is imported."""
+    for section in ("env", "policy", "agent"):
+        check_value(str, sections[section].get("name"), f"{section}.name")
+    if sections["lora"] is not None:
+        fill(LoraSection, sections["lora"], "lora.")
+    settings = fill(RunnerSettings, sections["runner"], "runner.")
+    if stage.get("kind", "train") == "train":
+        _ = settings.budget
+    check_value(float, stage.get("weight", 1.0), "weight")
+    check_value(Literal["default", "old", "ema"], stage.get("adapter", "ema"), "adapter")
 
 
 def _sections(name: str, stage: Mapping[str, Any], tree: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
@@ -306,12 +347,13 @@ def _sections(name: str, stage: Mapping[str, Any], tree: Mapping[str, Any], line
     replaced = _replaced(stage)
     for key, value, how in line.values:
         section = key.split(".")[0]
+        if key in SECTIONS and how != "delete":
+            check_value(_SECTION_KINDS.get(key, Mapping[str, Any]), value, key)
         if section in SECTIONS and section not in replaced:
             _set(sections, key, value, how)
     for section in SECTIONS:
         if section in stage and section not in replaced:
             _merge(sections[section], stage[section], f"stages.{name}.{section}")
-    _scale_budget(sections["runner"], float(tree.get("effort", 1.0)))
     return sections
 
 
@@ -358,8 +400,6 @@ def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mappi
 
 def _scale_budget(runner: dict[str, Any], share: float) -> None:
     """Shorten (or lengthen) a stage: `effort=0.1` is a tenth of every stage."""
-    if share <= 0:
-        raise ConfigError(f"effort is above 0, got {share}")
     for key in ("iterations", "images"):
         if runner.get(key) is not None:
             runner[key] = max(1, round(runner[key] * share))

@@ -10,11 +10,9 @@ import torch
 
 from srgym import agents
 from srgym.policies.base import FlowPolicy
-from srgym.policies.estimate import PEAKS, Batches, Estimate, estimate, skeleton
+from srgym.policies.estimate import PEAKS, Batches, Estimate, estimate
 from srgym.policies.workload import Workload
-from srgym.rewards.base import Reward
-from srgym.rewards.info import RewardInfo
-from srgym.runners.run.build import build_policy
+from srgym.runners.run.build import any_reward, build_policy, build_skeleton, check_order, check_parts
 from srgym.runners.run.config import RunConfig, StageConfig
 
 __all__ = ["Measured", "dry_run", "measure", "workload"]
@@ -42,14 +40,21 @@ class Measured:
 def dry_run(config: RunConfig) -> str:
     """For every stage that trains: parameters, memory, operations and time; on a GPU a step of the worst stage too.
 
-    Nothing is written, and without a GPU nothing is loaded.
+    Nothing is written, and without a GPU no policy is loaded. Files and folders that aren't here are named at the end.
+
+    Raises:
+        ValueError: for settings that can't be.
     """
     told: list[str] = []
     worst: tuple[float, StageConfig] | None = None
     known: dict[str, tuple[str, Estimate]] = {}
-    for stage in config.stages:
-        if stage.kind != "train":
-            continue
+    missing: dict[str, None] = {}
+    check_order(config.stages)
+    for stage in [stage for stage in config.stages if stage.kind == "train"]:
+        try:
+            check_parts(stage.sections)
+        except FileNotFoundError as error:
+            missing[str(error)] = None
         key = json.dumps([stage.sections[name] for name in ("policy", "env", "agent", "lora")] + [_knobs(stage)])
         work = workload(stage)
         if work is None:
@@ -65,7 +70,7 @@ def dry_run(config: RunConfig) -> str:
             worst = (predicted.peak, stage)
     if worst is not None:
         told += _fit(*worst)
-    return "\n".join(told)
+    return "\n".join([*told, *(f"missing here: {message}" for message in missing)])
 
 
 def _knobs(stage: StageConfig) -> list[Any]:
@@ -74,14 +79,7 @@ def _knobs(stage: StageConfig) -> list[Any]:
 
 def workload(stage: StageConfig) -> Workload | None:
     """What the stage's agent says that an iteration costs, built on a policy without storage; None: it doesn't say."""
-    policy, options, _ = _sections(stage)
-    stand_in = skeleton(policy, options, stage.sections["lora"])
-    return agents.make(stage.sections["agent"], stand_in, _any_reward()).workload()
-
-
-def _any_reward() -> Reward:
-    """What stands for the reward, which isn't loaded: whatever an agent asks of one, it has."""
-    return Reward(lambda sr: sr.mean((1, 2, 3)), RewardInfo("any", "", range=(0.0, 1.0), differentiable=True))
+    return agents.make(stage.sections["agent"], build_skeleton(stage.sections), any_reward()).workload()
 
 
 def _batches(stage: StageConfig) -> Batches:

@@ -2,13 +2,37 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from srgym.runners.run.config import ConfigError, flatten
+from srgym.errors import Refusal
+from srgym.files import check_folder
+from srgym.settings import check_value, leaves
 
-__all__ = ["defaults", "merge_known", "sweep", "take_values", "words"]
+__all__ = [
+    "METRICS", "ConfigError", "Override", "defaults", "flatten", "merge_known", "read_override", "take_values", "words",
+]  # fmt: skip
+
+
+# What metrics may be: rewards by name or mapping, or labels to these.
+METRICS = str | Sequence[str | Mapping[str, Any]] | Mapping[str, str | Mapping[str, Any]]
+
+
+class ConfigError(Refusal):
+    """A setting that doesn't exist or can't be; the message names it, and the nearest that exists."""
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[str]:
+    """Every key of a nested mapping, dotted, inner ones too."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            here = f"{path}.{key}" if path else str(key)
+            yield here
+            yield from flatten(value, here)
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -21,19 +45,25 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def take_values(
-    arguments: Sequence[str], settings: Mapping[str, Any], others: Sequence[str] = ()
+    arguments: Sequence[str],
+    settings: Mapping[str, Any],
+    others: Sequence[str] = (),
+    kinds: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], list[str]]:
     """Read `key=value` arguments, values as Hydra reads them (`a,b` is a list, too).
 
     Args:
         settings: what there is, with its defaults; a key that is {} there may hold anything.
         others: first parts of keys that belong to someone else, or ("*",) for all.
+        kinds: annotations of what values may be, by dotted key; without one, a number, a text, a truth value or a
+            mapping stays what its default is.
 
     Returns:
         The settings with the values put in, and the arguments that belong to someone else.
 
     Raises:
         ConfigError: for a key that nobody has, with the nearest right one.
+        Refusal: for a value of another kind, or an `out` (of a command that has one by default) that can't be made.
     """
     chosen, rest = deepcopy(dict(settings)), []
     for argument in arguments:
@@ -41,12 +71,22 @@ def take_values(
         if key.split(".")[0] in settings:
             if not equals:
                 raise ConfigError(f"expected {key}=value, got '{argument}'")
-            _put(chosen, settings, key, _value(argument))
+            _put(chosen, settings, key, read_override(argument).value)
         elif others == ("*",) or key.lstrip("+~").split(".")[0] in others:
             rest.append(argument)
         else:
             raise ConfigError(f"unknown setting '{key}'{_nearest(key, [*flatten(settings), *others])}")
+    for key, value in leaves(chosen):
+        check_value(kinds.get(key, _kind(settings.get(key))), value, key)
+    if isinstance(settings.get("out"), str):
+        check_folder(Path(chosen["out"]))
     return chosen, rest
+
+
+def _kind(default: Any) -> Any:
+    if isinstance(default, Mapping):
+        return Mapping[str, Any]
+    return type(default) if isinstance(default, (bool, int, float, str)) else Any
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -67,37 +107,47 @@ def _put(chosen: dict[str, Any], settings: Mapping[str, Any], key: str, value: A
     here[last] = value
 
 
-def _parse(argument: str) -> Any:
+@dataclass(frozen=True)
+class Override:
+    """One argument of a command line, as Hydra reads it.
+
+    Attributes:
+        text: as it was written. key: what stands before the "=".
+        how: "set" (key=value), "add" (+key=value) or "delete" (~key).
+        value: None of a deleted key; where several are said, `key=a,b`, all of them.
+        swept: those values as they would be written one at a time; empty where one is said.
+    """
+
+    text: str
+    key: str
+    how: str
+    value: Any
+    swept: tuple[str, ...] = ()
+
+
+def read_override(text: str) -> Override:
+    """Read `key=value`.
+
+    Raises:
+        ConfigError: for what Hydra's grammar doesn't know.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(argument)
+        parsed = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        hint = "; what holds an '=' inside a list needs quotes" if argument.count("=") > 1 else ""
-        raise ConfigError(f"can't read '{argument}': {str(error).splitlines()[0]}{hint}") from error
-
-
-def _value(argument: str) -> Any:
-    parsed = _parse(argument)
-    if parsed.is_sweep_override():
-        return [_plain(value) for value in parsed.sweep_iterator()]
-    return _plain(parsed.value())
-
-
-def _plain(value: Any) -> Any:
-    """Hydra's quoted strings and nested values as plain Python ones."""
-    if isinstance(value, Mapping):
-        return {str(_plain(key)): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return value.text if hasattr(value, "text") else value
-
-
-def sweep(argument: str) -> Iterator[str] | None:
-    """The values of `key=a,b,...` as they would be written one at a time, or None where there is one."""
-    parsed = _parse(argument)
-    return parsed.sweep_string_iterator() if parsed.is_sweep_override() else None
+        hint = "; what holds an '=' inside a list needs quotes" if text.count("=") > 1 else ""
+        raise ConfigError(f"can't read '{text}': {str(error).splitlines()[0]}{hint}") from error
+    key, kind = parsed.key_or_group, parsed.type
+    if kind is OverrideType.DEL:
+        return Override(text, key, "delete", None)
+    how = "set" if kind is OverrideType.CHANGE else "add"
+    if not parsed.is_sweep_override():
+        return Override(text, key, how, parsed.value())
+    swept = tuple(parsed.sweep_string_iterator())
+    return Override(text, key, how, [read_override(f"{key}={value}").value for value in swept], swept)
 
 
 def merge_known(settings: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:

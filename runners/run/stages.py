@@ -9,16 +9,13 @@ The folder of a run:
 """
 
 import json
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pandas import DataFrame
 
 from srgym import policies
@@ -35,6 +32,7 @@ from srgym.runners.report import check_report, write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
+from srgym.runners.run.made_with import made_with
 from srgym.sealed import write_folder
 
 __all__ = ["Run", "make_runner", "remove_run"]
@@ -106,12 +104,12 @@ class Run:
         """Check the stages that come after the next, which checks itself, and what the report will need."""
         if self.config.tree.get("report") and self._world.main:
             check_report(self.config.tree["report"], self.config.stages[-1].sections["env"])
+        build.check_order(self.config.stages)
         seen: list[Any] = []
         for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
-            parts = [stage.sections[name] for name in ("env", "reward", "agent", "runner")]
-            if seen and parts not in seen:
+            if seen and stage.sections not in seen:
                 build.check_parts(stage.sections)
-            seen.append(parts)
+            seen.append(stage.sections)
 
     def _join(self) -> World:
         section = self.config.stages[0].sections["runner"]
@@ -155,9 +153,12 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         """The complete settings, as JSON values."""
-        stages = {stage.name: stage.as_json() for stage in self.config.stages}
-        return {"name": self.config.name, "seed": self.config.seed, "overrides": self.config.overrides,
-                "stages": stages, "tree": self.config.tree}  # fmt: skip
+        config = self.config
+        return {
+            "name": config.name, "seed": config.seed, "overrides": config.overrides,
+            "config_dirs": [str(folder) for folder in config.config_dirs],
+            "stages": {stage.name: stage.as_json() for stage in config.stages}, "tree": config.tree,
+        }  # fmt: skip
 
     def _read_record(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -174,9 +175,8 @@ class Run:
         record["stages"][name] = dict(cost)
         record["complete"] = all(stage.name in record["stages"] for stage in self.config.stages)
         record["policy"] = str(self.policy_folder.relative_to(self.folder))
-        record["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-        record["command"] = ["srgym", *sys.argv[1:]]
-        record["ended"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        record["made_with"] = made_with()
+        record["command"] = self.config.command
         write_json(self.folder / "run.json", record)
 
     # Stages
@@ -233,7 +233,7 @@ class Run:
         runner.resume()
         name = f"{self.config.name}-{stage.name}"
         if world.main:
-            loggers += make_loggers(self.config.logger, folder, name, self.as_json(), after=runner.iteration)
+            loggers += make_loggers(self.config.logger, folder, name, runner.config, after=runner.iteration)
         return runner, agent, loggers
 
     def _cost_before(self, name: str) -> dict[str, float]:
@@ -251,11 +251,6 @@ class Run:
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         else:
             policy = policies.load(self._stage_folder(stage.start_from) / "policy")
-        if policy.has_adapters and lora is None:
-            raise Refusal(
-                f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
-                "adapters: merge them first, or let the stage go on with the LoRA"
-            )
         if lora is not None and not policy.has_adapters:
             targets = tuple(lora["targets"]) if lora.get("targets") else None
             policy.add_adapters(lora["rank"], lora["alpha"], targets, seed=self.config.seed)

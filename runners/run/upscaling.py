@@ -19,6 +19,7 @@ from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
 from srgym.policies.registry import POLICIES
 from srgym.policies.tiling import upscale
+from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
 
@@ -36,18 +37,16 @@ class Upscaling:
         adapter: under which a policy with adapters runs.
     """
 
-    steps: int = 6
-    seed: int = 0
+    steps: Count = 6
+    seed: Natural = 0
     solver: str = "euler"
     colour: str = "none"
-    tile: int = 192
-    overlap: int = 32
+    tile: Count = 192
+    overlap: Natural = 32
     adapter: str = "ema"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "seed", "tile", "overlap"):
-            if not isinstance(getattr(self, name), int):
-                raise Refusal(f"{name} is a whole number, got {getattr(self, name)!r}")
+        check_arguments(Upscaling, vars(self), "")
         if self.colour not in MODES:
             raise Refusal(f"colour is one of {', '.join(MODES)}, got '{self.colour}'")
 

@@ -2,14 +2,17 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from srgym.errors import Refusal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["to_png", "write_json", "write_whole"]
+__all__ = ["check_folder", "to_png", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -18,6 +21,21 @@ def write_whole(path: Path, content: bytes) -> None:
     draft = path.with_name(f".{path.name}.partial")
     draft.write_bytes(content)
     draft.replace(path)
+
+
+def check_folder(folder: Path, setting: str = "out") -> None:
+    """Refuse a folder that can't be made or written into, before there is something to write.
+
+    Raises:
+        Refusal: naming the setting that it comes from, and what is in the way.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise Refusal(f"{setting}={folder}: expected a folder, or a place for one, and {place} is a file")
+    if not os.access(place, os.W_OK):
+        raise Refusal(f"{setting}={folder}: {place} can't be written into")
 
 
 def write_json(path: Path, value: Any) -> None:

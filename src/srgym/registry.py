@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from srgym.errors import Refusal, WrongType
+from srgym.settings import check_arguments
 
 __all__ = ["TRUST", "Registry", "Spec", "Untrusted", "class_of", "named_by", "plain", "quoted"]
 
@@ -195,8 +196,8 @@ class Registry(Generic[Maker]):
         options = self.options(self.find(name)) or {}
         return {key: plain(value) for key, value in options.items() if _writable(value)}
 
-    def check_options(self, name: str, options: Collection[str]) -> None:
-        """Refuse an option that a part hasn't got, and the lack of one that it needs.
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse an option that a part hasn't got, the lack of one that it needs, and a value of the wrong type.
 
         Raises:
             ValueError: naming it, the nearest that there is, and all.
@@ -204,18 +205,18 @@ class Registry(Generic[Maker]):
         maker = self.find(name)
         self.check(maker, name, options)
 
-    def check(self, maker: Callable[..., Any], name: str, options: Collection[str]) -> None:
+    def check(self, maker: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
         """`check_options`, of the part itself; `name` is what it is called in a message."""
-        known = self.options(maker)
-        if known is None:
-            return
+        anything = self.options(maker) is None
+        known = self.options(maker) or {}
         for option in options:
-            if option not in known:
+            if option not in known and not anything:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
                 raise Refusal(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
         missing = [key for key, value in known.items() if value is inspect.Parameter.empty and key not in options]
         if missing and inspect.isclass(maker):  # a function's may come with every call
             raise Refusal(f"{self.noun} '{name}' needs {quoted(missing)}, got {quoted(options) or 'no options'}")
+        check_arguments(maker, options, f"{self.noun} '{name}', ")
 
     def read(self, spec: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Name and options of a part that is told as a name, or as `{"name": ..., **options}`.

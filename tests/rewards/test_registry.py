@@ -40,7 +40,7 @@ def test_names_are_known_without_torch() -> None:
     assert torch_loaded == "False"
 
 
-def test_listing_has_a_row_for_every_name() -> None:
+def test_listing_has_a_row_for_every_name(scratch: dict[str, object]) -> None:
     rows = {row["name"]: row for row in rewards.listing()}
     assert sorted(rows) == rewards.available()
     assert rows["psnr_y"]["needs"] == ["hr"]

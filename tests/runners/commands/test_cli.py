@@ -52,8 +52,11 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
         (["train", "experiment=smok"], "did you mean 'smoke'"),
         (["train", "resume=nowhere"], "resume=nowhere: expected the folder of a run"),
         (["train", "--config-dir"], "--config-dir expects a value"),
-        (["train", *SMOKE, "runner.schedule=cosin"], "runner.schedule is one of constant, cosine, warmup, got 'cosin'"),
-        (["train", *SMOKE, "runner.device=gpu"], "runner.device is auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["train", *SMOKE, "runner.schedule=cosin"], "runner.schedule: expected 'constant', 'cosine' or"),
+        (
+            ["train", *SMOKE, "runner.device=gpu"],
+            "runner.device: expected auto, or a device of this machine, got 'gpu'",
+        ),
         (["train", *SMOKE, "logger=tensorbord"], "logger is one of csv, tensorboard, wandb, trackio"),
         (["train", *SMOKE, "stages.reinforce.lora=null"], "has no adapters to keep the two apart"),
         (["rewards", "compas"], "did you mean 'compass'"),

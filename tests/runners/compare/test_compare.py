@@ -26,7 +26,7 @@ from srgym.runners.report.comparison_folder import read_comparison
 from srgym.runners.report.comparison_report import plane_axes
 from srgym.runners.report.curve_data import path, seed_curves, targets
 from srgym.runners.run.config import ConfigError, compose
-from srgym.runners.run.overrides import merge_known, sweep, take_values, words
+from srgym.runners.run.overrides import merge_known, read_override, take_values, words
 
 # The command line
 
@@ -41,8 +41,8 @@ def test_values_are_read_as_hydra_reads_them():
                       "out": "runs/new"}  # fmt: skip
     assert rest == ["agent=nft,dpo"]
     assert settings["budget"] == {"images": None}
-    assert list(sweep("agent=nft,dpo") or ()) == ["nft", "dpo"]
-    assert sweep("agent=nft") is None
+    assert read_override("agent=nft,dpo").swept == ("nft", "dpo")
+    assert read_override("agent=nft").swept == ()
     assert take_values(["metrics=a,b"], settings)[0]["metrics"] == ["a", "b"]
 
 
@@ -308,8 +308,8 @@ def test_settings_are_given_to_one_entry(tmp_path: Path):
                              "settings.nft.clip=0.1"),
         (["search={nft: {lr: [1, 2]}, flow_grpo: {lr: [1]}}"], "different numbers of settings (nft 2, flow_grpo 1)"),
         (["search={lr: 3}"], "search expects lists of values for 'nft'"),
-        (["jobs=0"], "jobs is a whole number of at least 1, got 0"),
-        (["executor=pbs"], "executor is local or slurm, got 'pbs'"),
+        (["jobs=0"], "jobs: expected at least 1, got 0"),
+        (["executor=pbs"], "executor: expected 'local' or 'slurm', got 'pbs'"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(arguments: list[str], sentence: str, tmp_path: Path):

@@ -136,7 +136,9 @@ def test_a_diverged_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not (tmp_path / "a" / "stages" / "reinforce" / "policy").exists()
 
 
-@pytest.mark.parametrize("setting", [{"clip": float("nan")}, {"lr": float("nan")}, {"lr": float("inf")}])
+@pytest.mark.parametrize(
+    "setting", [{"clip": float("nan")}, {"lr": float("nan")}, {"lr": float("inf")}, {"patience": float("nan")}]
+)
 def test_settings_that_are_no_numbers_are_refused(setting: dict[str, float]) -> None:
-    with pytest.raises(Refusal, match=r"runner\.lr is at least 0 and runner\.clip above 0"):
+    with pytest.raises(Refusal, match=f"runner.{next(iter(setting))}: expected"):
         RunnerSettings(iterations=1, **setting)

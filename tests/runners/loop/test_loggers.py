@@ -1,6 +1,7 @@
 """Logs: numbers to CSV and TensorBoard, pictures to files, trackers by one key."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,8 +45,10 @@ def test_csv_and_pictures_are_always_written(tmp_path: Path) -> None:
 
 def test_tensorboard_holds_numbers_and_pictures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    loggers = make_loggers("tensorboard", tmp_path, "run", {})
+    settings = {"agent": {"name": "dpo", "beta": 50.0}, "runner": {"lr": 1e-3, "betas": [0.9, 0.99]}, "seed": 3}
+    loggers = make_loggers("tensorboard", tmp_path, "run", settings)
     for log in loggers:
         log.scalars(3, {"reward/mean": 0.5})
         log.image(3, "pictures/grid", torch.rand(3, 8, 8))
@@ -54,6 +57,13 @@ def test_tensorboard_holds_numbers_and_pictures(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(3, 0.5)]
     assert [event.step for event in events.Images("pictures/grid")] == [3]
+    (written,) = events.Tensors("config/text_summary")
+    text = written.tensor_proto.string_val[0].decode()
+    assert json.loads(text.replace("\n    ", "\n")) == settings
+    tags = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    read = HParamsPluginData.FromString(tags).session_start_info.hparams
+    assert (read["agent.name"].string_value, read["agent.beta"].number_value) == ("dpo", 50.0)
+    assert read["runner.betas"].string_value == "[0.9, 0.99]"
 
 
 def test_a_tracker_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def run_folder(path: Path) -> Path:
               "stages": {name: {"kind": "train", **sections, **own} for name, own in stages.items()}}  # fmt: skip
     cost = {"seconds": 72.4, "images": 1536, "updates": 40, "forwards": 54321, "flops": 3.4e13}
     record = {"stages": dict.fromkeys(stages, cost), "policy": "stages/oars/policy", "complete": True,
-              "command": ["srgym", "train", "experiment=oars"], "ended": "2025-11-02 10:00:00"}  # fmt: skip
+              "command": ["srgym", "train", "experiment=oars"], "made_with": {"torch": "2.13.0"}}  # fmt: skip
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config))
     (path / "run.json").write_text(json.dumps(record))

@@ -15,6 +15,7 @@ from srgym.rewards.finpercep.train import make_examples
 from srgym.runners import make_runner
 from srgym.runners.reward_models.finpercep import FinPercepSettings, build_finpercep, draw_examples, make_pool
 from srgym.runners.reward_models.stage import train_scorer
+from srgym.runners.run.made_with import made_with
 
 ENV = {"name": "photographs", "split": "train", "preset": "mild", "scale": 4, "size": 64, "crops": 4, "seed": 0}
 FEW = {"contexts": 2, "validation_contexts": 2, "candidates": 4, "shaken": [0.1], "steps": [1, 2], "crop": 32}
@@ -37,7 +38,7 @@ def test_the_pipeline_writes_a_model_its_figures_and_every_stage(tiny_policy, tm
     assert model["model"]["stage"] == 1 and model["notes"]["s_base"] == 0.8
 
     (tmp_path / "config.json").write_text(json.dumps({"overrides": ["experiment=finpercep_compact"], "seed": 4}))
-    record = {"ended": "2026-01-02 10:00:00", "versions": {}, "stages": {"scorer": cost}}
+    record = {"made_with": made_with(), "stages": {"scorer": cost}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     ship("scorer", tmp_path, tmp_path / "shipped", "abc")
     provenance = json.loads((tmp_path / "shipped/provenance.json").read_text())
@@ -50,7 +51,7 @@ def test_one_seed_gives_one_model_whatever_was_drawn_before(tiny_policy, tmp_pat
     made = []
     for run in range(2):
         torch.rand(run + 1)
-        build_finpercep(FEW, tiny_policy, ENV, tmp_path / str(run), seed=3)
+        build_finpercep(FinPercepSettings(**FEW), tiny_policy, ENV, tmp_path / str(run), seed=3)
         made.append((tmp_path / str(run) / "scorer/model.safetensors").read_bytes())
     assert made[0] == made[1]
 
@@ -80,7 +81,7 @@ def test_an_unknown_model_and_a_policy_of_another_kind_are_refused(toy, tmp_path
     with pytest.raises(ValueError, match="one of compass, finpercep, got 'clip'"):
         train_scorer({"model": "clip"}, toy.policy(), ENV, tmp_path, 0)
     with pytest.raises(rewards.Incompatible, match="come from the compact policy"):
-        build_finpercep({}, toy.policy(), ENV, tmp_path, 0)
+        build_finpercep(FinPercepSettings(), toy.policy(), ENV, tmp_path, 0)
 
 
 # What ships with the package

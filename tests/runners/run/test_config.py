@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from srgym.errors import Refusal
 from srgym.runners.loop.settings import RunnerSettings
 from srgym.runners.run.config import ConfigError, RunConfig, compose, options, resolve
 
@@ -71,11 +72,11 @@ def resolved(folder: Path, *overrides: str) -> RunConfig:
         ("runner.lr", "expected key=value, got 'runner.lr'"),
         ("runner.lr=1,2", "asks for several runs"),
         ("runner.betas=[0.9", "can't read"),
-        ("effort=0", "effort is above 0"),
+        ("effort=0", "effort: expected above 0"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest(folder: Path, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(Refusal, match=message):
         resolved(folder, "experiment=staged", override)
 
 

@@ -65,11 +65,15 @@ def test_learning_rates() -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"contexts": 0}, "runner.contexts is at least 1, got 0"),
-        ({"schedule": "linear"}, "runner.schedule is one of constant, cosine, warmup, got 'linear'"),
-        ({"warmup": 1.0}, "share of the budget"),
-        ({"clip": 0.0}, "runner.clip above 0"),
-        ({"eval_every": -1}, "runner.eval_every is at least 0"),
+        ({"contexts": 0}, "runner.contexts: expected at least 1, got 0"),
+        ({"schedule": "linear"}, "runner.schedule: expected 'constant', 'cosine' or 'warmup', got 'linear'"),
+        ({"warmup": 1.0}, "runner.warmup: expected below 1, got 1.0"),
+        ({"clip": 0.0}, "runner.clip: expected above 0, got 0.0"),
+        ({"eval_every": -1}, "runner.eval_every: expected at least 0, got -1"),
+        ({"lr": "fast"}, "runner.lr: expected a number, got 'fast'"),
+        ({"iterations": 1.5}, "runner.iterations: expected a whole number, got 1.5"),
+        ({"keep": True}, "runner.keep: expected a whole number, got True"),
+        ({"betas": [0.9]}, "runner.betas: expected more values"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
