@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from srgym.envs.crops import Colours, Crop, enlarge, random_colours, random_crop, random_zoom, tiles, whole
 from srgym.envs.degradation import degrade, mix_seed
-from srgym.envs.images import read_image, to_float
+from srgym.envs.images import image_files, read_image, to_float
 from srgym.envs.leaves import dead_leaves
 from srgym.envs.sources import Sample, Source
 from srgym.errors import MissingFile, Refusal
 
 __all__ = ["PHOTOGRAPHS", "Photograph", "Photographs"]
 
-_PROCEDURAL = "srgym"
+_PROCEDURAL, _FOLDER = "srgym", ""  # libraries of what is made, and of what a user has
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data"}
 
 
@@ -90,6 +91,8 @@ class Photographs(Source):
             enlarge half of them by 1 to 2: a few photographs have neither many colours nor much softness.
         leaves: dead-leaves pictures (see `dead_leaves`) that training has besides, as often as each photograph: a few
             photographs haven't many smooth surfaces either.
+        more: a folder with further photographs under train/, validation/ and test/ (`tools/photographs.py` makes one),
+            taken as the shipped ones are; they have no prompt.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -106,6 +109,7 @@ class Photographs(Source):
         seed: int = 0,
         augment: bool = False,
         leaves: int = 0,
+        more: str | PathLike[str] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise Refusal(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
@@ -114,6 +118,7 @@ class Photographs(Source):
         degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
         self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
         self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
+        self.photographs += _further(more, split)
         if leaves < 0:
             raise Refusal(f"leaves is at least 0, got {leaves}")
         if split == "train":
@@ -150,7 +155,7 @@ class Photographs(Source):
 
     def prompts(self) -> list[str]:
         """The different prompts, from the table."""
-        return sorted({photograph.prompt for photograph in self.photographs})
+        return sorted({photograph.prompt for photograph in self.photographs} - {""})
 
     def full(self, index: int) -> Sample:
         """The whole photograph that sample `index` is a crop of, its sides cut to multiples of the scale."""
@@ -183,7 +188,21 @@ class Photographs(Source):
         if colours is not None:
             hr = colours.of(hr)
         lr, records = degrade(hr[None], self.preset, seed=[mix_seed(self.seed, name)], scale=self.scale)
-        return Sample(name, lr[0], hr, photograph.prompt, records[0])
+        return Sample(name, lr[0], hr, photograph.prompt or None, records[0])
+
+
+def _further(folder: str | PathLike[str] | None, split: str) -> list[Photograph]:
+    if folder is None:
+        return []
+    place = Path(folder) / split
+    if not place.is_dir():
+        raise MissingFile(f"more={folder}: expected a folder with {', '.join(SPLITS)} in it, found no {place}")
+    shipped = {photograph.name for photograph in PHOTOGRAPHS}
+    listed = [Photograph(path.stem, _FOLDER, str(path), split, "") for path in image_files(place)]  # type: ignore[arg-type]
+    taken = [photograph.name for photograph in listed if photograph.name in shipped]
+    if taken:
+        raise Refusal(f"more={folder}: '{taken[0]}' is the name of a photograph that ships; give it another")
+    return listed
 
 
 @cache
@@ -191,6 +210,8 @@ def _pixels(photograph: Photograph) -> Tensor:
     """uint8 [3, H, W], decoded once in a process."""
     if photograph.library == _PROCEDURAL:
         return dead_leaves(int(photograph.file))
+    if photograph.library == _FOLDER:
+        return read_image(Path(photograph.file))
     spec = find_spec(photograph.library)
     if spec is None or spec.origin is None:
         raise MissingFile(f"the photograph '{photograph.name}' ships with {photograph.library}, which isn't installed")

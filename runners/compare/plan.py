@@ -22,7 +22,8 @@ RANDOM = "random"
 _KINDS = {
     "seed": int | Sequence[int], "budget.images": Count | None, "budget.iterations": Count | None,
     "budget.seconds": Positive | None, "jobs": Count | None, "executor": Literal["local", "slurm"],
-    "devices": int | str | Sequence[int | str] | None, "gpus": Count, "trials": Count | None, "start": Sequence[str] | None,
+    "devices": int | str | Sequence[int | str] | None, "gpus": Count, "trials": Count | None,
+    "start": Sequence[str] | None,
     "controls": Natural, "evaluations": Natural, "metrics": METRICS, "limit": Count | None, "steps": Count,
     "seeds": Sequence[int], "targets": Sequence[float], "pictures": Natural, "picture_size": Count | None,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from srgym.envs import sources
@@ -184,3 +185,26 @@ def test_a_missing_file_names_the_library_and_the_photograph(monkeypatch):
     with pytest.raises(FileNotFoundError, match="'chelsea' in skimage, at .*it isn't there"):
         make(split="test")
     photographs._pixels.cache_clear()
+
+
+def test_a_folder_of_further_photographs_is_split_as_it_lies(tmp_path):
+    for split in SPLITS:
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (300, 200), "red").save(tmp_path / split / f"{split}_sky.png")
+    for split in SPLITS:
+        alone, source = make(split=split, size=64), make(split=split, size=64, more=tmp_path)
+        assert [p.name for p in source.photographs if p not in alone.photographs] == [f"{split}_sky"]
+        last = source[len(source) - 1]
+        assert last.id.startswith(f"{split}_sky/") or split == "train"
+        assert all(source[i].id == alone[i].id for i in (0, len(alone) - 1))
+    sample = make(split="test", size=64, more=tmp_path)[len(make(split="test", size=64))]
+    assert sample.prompt is None and sample.hr.mean((1, 2)).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_further_photographs_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder with train, validation, test in it"):
+        make(more=tmp_path)
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (300, 200)).save(tmp_path / "test" / "chelsea.png")
+    with pytest.raises(ValueError, match="'chelsea' is the name of a photograph that ships"):
+        make(split="test", more=tmp_path)
