@@ -1,11 +1,11 @@
-"""More photographs than ship with the libraries: fetched by the package managers that distribute them, outside of srgym.
+"""More photographs than ship with the libraries, fetched by the package managers that distribute them.
 
     python tools/photographs.py FOLDER
 
-writes FOLDER/train, FOLDER/validation and FOLDER/test, for `env.more=FOLDER`, and FOLDER/photographs.json, which says of
-each by whom it is, under which licence, and what file it was made from. It needs Debian's `apt-get` and `dpkg-deb`, and
-npm; nothing is installed. A photograph is shrunk to 1,024 pixels on its longer side, which leaves neither the noise of
-the camera nor the blocks of its JPEG file in what is taken for truth.
+writes FOLDER/train, FOLDER/validation and FOLDER/test, for `env.more=FOLDER`, and FOLDER/photographs.json, which says
+of each by whom it is, under which licence, and what file it was made from. It needs Debian's `apt-get` and `dpkg-deb`,
+and npm; nothing is installed. A photograph is shrunk to 1,024 pixels on its longer side, which leaves neither the noise
+of the camera nor the blocks of its JPEG file in what is taken for truth.
 """
 
 import hashlib

@@ -35,13 +35,16 @@ def compass(fidelity: Tensor, q_lr: Tensor, q_sr: Tensor, gamma: float = 7.0) ->
         gamma: how late the gate closes.
 
     F = 1 gives Q_SR and F = 0 gives 0; R grows with F wherever quality was gained. At gamma 7, R lies in [-0.451, 5].
+    An F just outside of [0, 1], as 1 - DISTS rounds to, gives a finite R with a finite gradient.
     """
     return fidelity * q_lr + gated_gain(fidelity, q_lr, q_sr, gamma)
 
 
 def gated_gain(fidelity: Tensor, q_lr: Tensor, q_sr: Tensor, gamma: float = 7.0) -> Tensor:
-    """The ablation's second form, F^(Q_LR / gamma) (Q_SR - Q_LR)."""
-    return fidelity ** (q_lr / gamma) * (q_sr - q_lr)
+    """The ablation's second form, F^(Q_LR / gamma) (Q_SR - Q_LR); 0 where F isn't above 0."""
+    above = fidelity > 0  # the power of 0 has an infinite slope, that of a negative number is none
+    gate = torch.where(above, torch.where(above, fidelity, 1.0) ** (q_lr / gamma), 0.0)
+    return gate * (q_sr - q_lr)
 
 
 def linear(fidelity: Tensor, q_lr: Tensor, q_sr: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command `srgym`: finds the command, and turns what a user can mend into one sentence and exit code 2.
 
 Nothing heavy is imported before the settings are checked.
@@ -43,6 +44,7 @@ def _usage() -> str:
         f"usage: srgym COMMAND [key=value ...]\n\n{listed}\n\n"
         "srgym COMMAND --help tells what a command takes; srgym --version tells the version.\n"
         f"--debug, {DEBUG}=1: tracebacks of refusals, too.\n"
+        'Tab completes in a shell that knows argcomplete: eval "$(register-python-argcomplete srgym)".\n'
         "--trust: import code that the files of a run or a policy name by its path, as module:Class.\n"
     )
 
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     An error of other code than srgym's passes, so that Python shows where it happened.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from srgym.runners.commands.completion import complete
+
+        complete(list(COMMANDS))
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_usage())

@@ -25,6 +25,9 @@ __all__ = ["run"]
 
 
 def run(arguments: list[str]) -> int:
+    if not arguments:
+        print(__doc__)
+        return 2
     show = take_flag(arguments, "--print")
     from srgym.runners.compare.plan import make_plan
 

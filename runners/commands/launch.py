@@ -38,8 +38,11 @@ def run(arguments: list[str]) -> int:
     from srgym.runners.run.config import compose, resolve
     from srgym.runners.run.launch import local_servers, slurm_script, submit, write_script
 
-    if not arguments or arguments[0] != "slurm":
-        raise Refusal(f"srgym launch knows slurm, got {arguments[0] if arguments else 'nothing'}; see --help")
+    if arguments in ([], ["slurm"]):
+        print(__doc__)
+        return 2
+    if arguments[0] != "slurm":
+        raise Refusal(f"srgym launch knows slurm, got {arguments[0]}; see --help")
     given = arguments[1:]
     folders = [Path(folder) for folder in take_option(given, "--config-dir")]
     raw = {

@@ -26,7 +26,10 @@ from srgym.runners.loop.settings import RunnerSettings
 from srgym.runners.run.overrides import ConfigError, flatten, read_override
 from srgym.settings import Count, Natural, Positive, check_value, fill
 
-__all__ = ["GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "compose", "flatten", "options", "resolve"]
+__all__ = [
+    "GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "choices", "compose", "flatten", "options",
+    "resolve",
+]  # fmt: skip
 
 SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
 GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
@@ -140,24 +143,27 @@ def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> CommandLine:
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise ConfigError(f"expected key=value, got '{text}'{_near(text, [f'{group}=...' for group in GROUPS])}")
-    groups, unfiled, values = [], {}, []
+    groups, unfiled, parts, values = [], {}, [], []
     for override in map(read_override, overrides):
         key, value = override.key, override.value
+        section = key.rpartition(".")[2]
         if override.swept:
             raise ConfigError(f"'{override.text}' asks for several runs; a command runs one: quote a list as [a,b]")
-        if key not in GROUPS or not isinstance(value, str):
+        if key.startswith("stages.") and key.count(".") == 2 and section in _PARTS and isinstance(value, str):
+            parts.append((key, _named(section, value), override.how))  # before what is said of it
+        elif key not in GROUPS or not isinstance(value, str):
             values.append((key, value, override.how))
         elif value in options(key, folders):
             groups.append(override.text.lstrip("+"))
         elif key in _PARTS and _PARTS[key].knows(value):
             unfiled[key] = _PARTS[key].full_name(value)
         else:
-            known = _choices(key, folders)
+            known = choices(key, folders)
             raise ConfigError(f"{key}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
-    return CommandLine(list(overrides), [folder.absolute() for folder in folders], groups, unfiled, values)
+    return CommandLine(list(overrides), [folder.absolute() for folder in folders], groups, unfiled, [*parts, *values])
 
 
-def _choices(group: str, folders: Sequence[Path]) -> list[str]:
+def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
     """What a group can be set to by name."""
     return sorted({*options(group, folders), *(_PARTS[group].names() if group in _PARTS else ())})
 
@@ -232,8 +238,12 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
         known |= {f"{here}.{key}" for key in (*_STAGE_KEYS, *SECTIONS)}
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
-        source = next((value for key, value, _ in line.values if key == f"{here}.env.name"), None)
-        known |= {f"{here}.env.{key}" for key in (_filed("env", source) if isinstance(source, str) else ())}
+        for section in _PARTS:
+            own: dict[str, Any] = next((value for key, value, _ in line.values if key == f"{here}.{section}"), {})
+            named = [value for key, value, _ in line.values if key == f"{here}.{section}.name"]
+            named = named or [own.get("name")]
+            filed = _filed(section, named[0]) if isinstance(named[0], str) else {}
+            known |= {f"{here}.{section}.{key}" for key in flatten({**own, **filed})}
     for key, _, how in line.values:
         if key in known or how == "add" or key.split(".")[0] in anything:
             continue
@@ -271,12 +281,20 @@ def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
         ConfigError: for a section that sets a key its part hasn't got, or a stage that starts from no stage.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     chosen = deepcopy(dict(tree))
     for key, value, how in line.values:
         if key.split(".")[0] not in SECTIONS:
             _set(chosen, key, value, how)
-    chosen = OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)
+    try:
+        chosen = OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)
+    except OmegaConfBaseException as error:
+        said, part = str(error).partition("\n")[0], ".".join(str(error.full_key).split(".")[:3])
+        raise ConfigError(
+            f"{error.full_key} follows another setting, which isn't there ({said}): choose its part as well, "
+            f"{part}=NAME"
+        ) from error
     for key, annotation in _TOP.items():
         check_value(annotation, chosen.get(key), key)
     check_folder(Path(chosen["out"]))
@@ -323,6 +341,17 @@ def _stage(
     if kind == "merge":
         sections = {section: sections[section] for section in ("env", "policy", "runner")}
     return StageConfig(name, kind, start, sections, {key: stage[key] for key in _OPTIONS[kind] if key in stage})
+
+
+def _named(section: str, value: str) -> dict[str, Any]:
+    """A stage's own part that is said by its name alone, `stages.NAME.reward=dists`, as the group's file has it."""
+    filed = _filed(section, value)
+    if filed:
+        return {"name": filed["name"]} if section == "env" else filed  # its size and scale are the run's
+    if not _PARTS[section].knows(value):
+        known = choices(section)
+        raise ConfigError(f"{section}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
+    return _unfiled(section, _PARTS[section].full_name(value))
 
 
 def _check_sections(sections: Mapping[str, Any], stage: Mapping[str, Any]) -> None:

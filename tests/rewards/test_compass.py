@@ -165,3 +165,12 @@ def test_scorer_by_name_path_and_options() -> None:
     for path in ("subprocess:Popen", "os:system", "math:sqrt"):
         with pytest.raises(ValueError, match=f"scorer '{path}': expected a class whose instances"):
             make_scorer(path)
+
+
+@pytest.mark.parametrize("rounded", [-1e-7, 0.0, 1.0, 1.0 + 1e-7])
+def test_a_fidelity_that_rounding_put_outside_its_range_has_a_finite_reward_and_gradient(rounded: float) -> None:
+    fidelity = torch.tensor([rounded], requires_grad=True)
+    reward = compass(fidelity, torch.tensor([3.0]), torch.tensor([4.0]))
+    reward.backward()
+    assert fidelity.grad is not None and torch.isfinite(fidelity.grad).all()
+    assert reward.item() == pytest.approx(4.0 if rounded > 0.5 else 0.0, abs=1e-5)

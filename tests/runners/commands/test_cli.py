@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from srgym.runners.commands.cli import COMMANDS, main
+from srgym.runners.commands.completion import offers
 
 TINY = [
     "experiment=compact_base", "policy.encoder_width=8", "policy.encoder_depth=1", "policy.width=8", "policy.middle=8",
@@ -144,3 +145,29 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     steps = [line.split(",")[0] for line in metrics.read_text().splitlines()[1:]]
     assert steps == [str(step) for step in range(1, reached + 2)]
     assert json.loads((folder / "run.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("words", [["compare"], ["launch"], ["launch", "slurm"]])
+def test_a_bare_command_shows_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert f"srgym {words[0]}" in capsys.readouterr().out
+
+
+def test_a_shell_is_offered_commands_settings_and_values() -> None:
+    assert {"train", "evaluate"} <= set(offers([], "", list(COMMANDS)))
+    assert list(offers([], "tr", list(COMMANDS))) == ["train"]
+    assert list(offers(["train"], "agent=d", [])) == ["agent=diffusion_nft", "agent=dpo"]
+    assert "runner.lr=" in list(offers(["train", "experiment=oars"], "runner.l", []))
+    assert "stages.cold_start.runner.lr=" in list(offers(["train", "experiment=oars"], "stages.cold", []))
+    assert "runner.lr=" in list(offers(["train", "experiment=nothing"], "runner.l", []))
+
+
+def test_a_shell_is_answered_through_argcomplete(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    line = "srgym train agent=di"
+    asked = {
+        "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"), "_ARGCOMPLETE_COMP_WORDBREAKS": " \n",
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-m", "srgym"], env=os.environ | asked, check=True)
+    assert (tmp_path / "answer").read_text().strip() == "agent=diffusion_nft"

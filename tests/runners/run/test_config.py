@@ -212,3 +212,47 @@ def test_every_policy_has_a_config() -> None:
     from srgym.policies import available
 
     assert set(available()) <= set(options("policy"))
+
+
+def test_a_stages_own_part_is_said_by_its_name_alone() -> None:
+    def names(*overrides: str) -> dict[str, tuple[str, str]]:
+        stages = resolve(*compose(["experiment=oars", *overrides])).stages
+        return {
+            s.name: (s.sections["agent"]["name"], s.sections["reward"]["name"]) for s in stages if s.kind == "train"
+        }
+
+    before = names()
+    assert names("stages.non_reference.reward=niqe") == {**before, "non_reference": ("diffusion_nft", "niqe")}
+    assert names("stages.full_reference.agent=dpo") == {**before, "full_reference": ("dpo", "compass")}
+    learnt = names("agent=flow_grpo")
+    assert {name: agent for name, (agent, _) in learnt.items()} == {
+        "cold_start": "cold_start", "full_reference": "flow_grpo", "non_reference": "flow_grpo",
+        "random_reward": "flow_grpo",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_stages_own_part_takes_its_options_beside_it(order: tuple[int, int]) -> None:
+    said = ["stages.non_reference.env=lr_folder", "stages.non_reference.env.path=mine"]
+    stage = resolve(*compose(["experiment=oars", *(said[i] for i in order)])).stages[2]
+    assert (stage.sections["env"]["name"], stage.sections["env"]["path"]) == ("lr_folder", "mine")
+    assert stage.sections["env"]["size"] == 64  # the run's
+
+
+def test_a_setting_that_follows_one_that_is_gone_says_what_to_choose() -> None:
+    with pytest.raises(ConfigError, match=r"choose its part as well, stages\.full_reference\.reward=NAME"):
+        resolve(*compose(["experiment=oars_qwen", "reward=ssim_y"]))
+    said = ["experiment=oars_qwen", "reward=ssim_y", "stages.full_reference.reward=psnr_y"]
+    stages = resolve(*compose(said)).stages
+    assert [stage.sections["reward"]["name"] for stage in stages[:3]] == ["psnr_y", "psnr_y", "ssim_y"]
+
+
+def test_the_papers_text_of_oars_differs_where_its_header_says() -> None:
+    ours, paper = (
+        resolve(*compose([f"experiment={name}"])).stages[2].sections for name in ("oars_qwen", "oars_qwen_paper")
+    )
+    differing = {key: value for key, value in paper["agent"].items() if ours["agent"][key] != value}
+    assert differing == {"form": "plain", "kl": 0, "filter": {**ours["agent"]["filter"], "spread": "var"}}
+    assert {key: value for key, value in paper.items() if key != "agent"} == {
+        key: value for key, value in ours.items() if key != "agent"
+    }
