@@ -50,6 +50,7 @@ class REFL(Agent):
     """
 
     name = "refl"
+    needs = frozenset({Need.REWARD_GRADIENT})
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class REFL(Agent):
         provides: Collection[str] | None = None,
     ) -> None:
         _check_gradient(reward)
-        self.needs = frozenset({Need.REWARD_GRADIENT} | ({Need.HR} if reward and "hr" in reward.needs else set()))
+        self.needs = type(self).needs | ({Need.HR} if reward and "hr" in reward.needs else set())
         super().__init__(policy, reward, group_size=group_size, ema=ema, provides=provides)
         if k_last != "all" and not (isinstance(k_last, int) and 1 <= k_last <= steps):
             raise Refusal(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")

@@ -20,6 +20,7 @@ BUILTIN = {
     "realsr_r1": "srgym.rewards.realsr_r1.reward:RealSRR1",
     "refreward": "srgym.rewards.refreward:RefReward",
     "random": "srgym.rewards.toys:Random",
+    "random_network": "srgym.rewards.toys:RandomNetwork",
     "niqe": "srgym.rewards.iqa:NIQE",
     "musiq": "srgym.rewards.iqa:MUSIQ",
     "maniqa": "srgym.rewards.iqa:MANIQA",

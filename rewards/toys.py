@@ -3,11 +3,13 @@
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srgym.rewards.registry import register_reward
 
-__all__ = ["Random"]
+__all__ = ["CONTROLS", "Random", "RandomNetwork"]
+
+CONTROLS = ("random", "random_network")
 
 
 @register_reward("random", range=(0.0, 1.0), direction="none")
@@ -34,3 +36,29 @@ class Random:
         digest = hashlib.blake2b(f"{self.seed} {context} {tuple(image.shape)} ".encode(), digest_size=8)
         digest.update(image.contiguous().numpy().tobytes())
         return int.from_bytes(digest.digest(), "big") / 2.0**64
+
+
+@register_reward("random_network", differentiable=True, range=(0.0, 1.0), direction="none")
+class RandomNetwork:
+    """What a fixed untrained network says of an image: the control of agents that follow their reward's gradient.
+
+    Three convolutions with Gaussian weights drawn from the seed, tanh between them, the mean over the image squashed
+    to (0, 1). Smooth, the same for the same image, and about nothing.
+
+    Args:
+        seed: of the weights.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        sides = [nn.Conv2d(3, 16, 5), nn.Conv2d(16, 16, 3, dilation=2), nn.Conv2d(16, 1, 3, dilation=4)]
+        for layer in sides:
+            fan_in = layer.weight[0].numel()
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * 2 / fan_in**0.5
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.network = nn.Sequential(sides[0], nn.Tanh(), sides[1], nn.Tanh(), sides[2]).requires_grad_(False)
+
+    def __call__(self, sr: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1], of at least 17 pixels a side, to [B]."""
+        answer: Tensor = self.network.to(sr.device)(2 * sr.float() - 1)
+        return answer.mean((1, 2, 3)).sigmoid()

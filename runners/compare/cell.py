@@ -5,16 +5,18 @@ policy on the test contexts.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from srgym import policies
-from srgym.files import to_png, write_json, write_whole
+from srgym.files import locked, to_png, write_json, write_whole
 from srgym.runners.compare.executor import end_with_parent
 from srgym.runners.measure.evaluation import (
     Evaluation,
@@ -29,7 +31,7 @@ from srgym.runners.run.build import build_policy, build_task, pick_device, use_t
 from srgym.runners.run.config import RunConfig, compose, resolve
 from srgym.runners.run.stages import Run
 
-__all__ = ["Recorder", "main", "run_cell"]
+__all__ = ["Progress", "Recorder", "main", "run_cell"]
 
 
 # `seconds` are those of training; `evaluating` what all evaluations so far took beside it.
@@ -55,6 +57,19 @@ class Recorder:
         write_whole(self._path, whole.to_csv(index=False).encode())
 
 
+class Progress:
+    """Writes the share that is done where whoever started the cell looks for it, once a second at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._written = path, -1.0
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self._written >= 1 or share >= 1:
+            self._written = now
+            write_json(self._path, {"share": share})
+
+
 def run_cell(folder: Path) -> None:
     """Do what `cell.json` in the folder asks:
 
@@ -66,17 +81,25 @@ def run_cell(folder: Path) -> None:
     """
     request, started = json.loads((folder / "cell.json").read_text()), time.monotonic()
     config = resolve(*compose([*(request["overrides"] or request["settings"]), f"out={folder / 'run'}"]))
+    first = os.environ.get("RANK", "0") == "0"  # of several processes that share the training, the one that writes
+    with locked(folder) if first else nullcontext():
+        cost = {} if request["overrides"] is None else _train(folder, request, config)
+        if first:
+            final = _evaluate(folder, request, config)
+            seconds = time.monotonic() - started
+            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, "seconds": seconds})
+
+
+def _train(folder: Path, request: Mapping[str, Any], config: RunConfig) -> dict[str, float]:
+    """Train what is asked, and return what all stages cost together."""
+    run = Run(
+        config, quiet=True, metrics=request["metrics"], reward=request["reward"],
+        on_evaluation=Recorder(folder / "evaluations.csv"), on_progress=Progress(folder / "progress.json"),
+    )  # fmt: skip
     cost: dict[str, float] = {}
-    if request["overrides"] is not None:
-        recorder = Recorder(folder / "evaluations.csv")
-        run = Run(config, quiet=True, metrics=request["metrics"], reward=request["reward"], on_evaluation=recorder)
-        for stage in run.learn().values():
-            cost = {key: cost.get(key, 0.0) + value for key, value in stage.items()}
-    final = _evaluate(folder, request, config)
-    write_json(
-        folder / "done.json",
-        {"request": request, "cost": cost, "policy": final, "seconds": time.monotonic() - started},
-    )
+    for stage in run.learn().values():
+        cost = {key: cost.get(key, 0.0) + value for key, value in stage.items()}
+    return cost
 
 
 def _evaluate(folder: Path, request: Mapping[str, Any], config: RunConfig) -> str | None:

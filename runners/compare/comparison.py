@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from srgym.errors import Refusal
-from srgym.files import write_json
+from srgym.files import locked, write_json
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.executor import Cell, Executor, LocalExecutor, Outcome, SlurmExecutor, read_done, run_cells
 from srgym.runners.compare.plan import Plan, tuned_plan
@@ -25,8 +25,13 @@ def compare(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path
         The path of the report, and the outcomes of all cells.
 
     Raises:
-        ValueError: if a start, or all agents, fail; with the words of the first.
+        ValueError: if a start, or all agents, fail, with the words of the first; if another process works there.
     """
+    with locked(plan.folder):
+        return _compare(plan, on_message)
+
+
+def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[Outcome]]:
     cells = [*plan.starts, *plan.trial_cells, *plan.cells]
     todo = sum(read_done(cell) is None for cell in cells)
     on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")

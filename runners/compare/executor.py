@@ -7,6 +7,7 @@ What a cell's folder holds:
     evaluations.csv    one row for each evaluation during the run, metric and held-out image
     results.*          the final policy on the test contexts (see `save_evaluation`)
     pictures/          its images of the contexts that the report shows, and pictures.json
+    progress.json      the share of its training that is done
     log.txt            what it printed
     done.json          written last: a cell that has it isn't run again
 """

@@ -8,17 +8,18 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from srgym.agents.base import Agent
+from srgym.agents.base import Agent, Need
 from srgym.agents.registry import AGENTS, agent_class
 from srgym.rewards.kin import independent
+from srgym.rewards.toys import CONTROLS
 from srgym.runners.compare.executor import Cell
 from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
+from srgym.runners.run.made_with import made_with
 from srgym.runners.run.overrides import METRICS, defaults, merge_known, read_override, take_values
 from srgym.settings import Count, Natural, Positive, leaves
 
 __all__ = ["Entry", "Plan", "make_plan", "tuned_plan"]
 
-RANDOM = "random"
 _KINDS = {
     "seed": int | Sequence[int], "budget.images": Count | None, "budget.iterations": Count | None,
     "budget.seconds": Positive | None, "jobs": Count | None, "executor": Literal["local", "slurm"],
@@ -95,7 +96,7 @@ class Plan:
         """What the report needs of it."""
         cells = [*self.starts, *self.cells]
         return {
-            "command": ["srgym", "compare", *self.arguments], "settings": dict(self.settings),
+            "command": ["srgym", "compare", *self.arguments], "made_with": made_with(), "settings": dict(self.settings),
             "fixed": list(self.fixed), "metrics": self.metrics, "held_out": self.held_out,
             "entries": {entry.label: entry.as_json() for entry in self.entries},
             "cells": {c.name: {"label": c.label, "role": c.role, "seed": c.seed} for c in cells},
@@ -367,12 +368,13 @@ def _common(plan: Plan, entry: Entry, weights: Sequence[str]) -> list[str]:
 def _cells(plan: Plan, entry: Entry, weights: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """The runs of one entry, and its control unless another entry of the same settings has it already."""
     common = _common(plan, entry, weights)
-    random = _exchanged(common, [f"reward={RANDOM}"])
+    follows = Need.REWARD_GRADIENT in agent_class(entry.agent).needs
+    random = _exchanged(common, [f"reward={'random_network' if follows else 'random'}"])
     cells = []
     for seed in seeds:
         request = _request(plan, entry.reward, [*common, f"seed={seed}"], pictures=seed == seeds[0])
         cells.append(_cell(plan, entry.label, "agent", seed, request))
-    if entry.reward == RANDOM or not plan.settings["controls"]:
+    if entry.reward in CONTROLS or not plan.settings["controls"]:
         return cells
     for seed in seeds[: int(plan.settings["controls"])]:
         overrides = [*random, f"seed={seed}"]

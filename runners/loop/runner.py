@@ -59,6 +59,7 @@ class Runner:
         evaluation: what is measured during the run, of the averaged weights and with the same noise each time; or
             None.
         on_evaluation: is told of every evaluation: its rows, what was spent so far (`cost`), and the seconds it took.
+        on_progress: is told after every iteration what share of the budget is spent, in [0, 1].
         name: the stage's, for messages.
         config: what is written into checkpoints; a checkpoint of another config isn't resumed.
         world: the processes that the run is shared by.
@@ -76,6 +77,7 @@ class Runner:
         loggers: Sequence[Logger] = (),
         evaluation: Evaluation | None = None,
         on_evaluation: Callable[["DataFrame", Mapping[str, float], float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
         name: str = "main",
         config: Mapping[str, Any] | None = None,
         quiet: bool = False,
@@ -86,7 +88,7 @@ class Runner:
         self.name, self.folder = name, folder
         self.config: dict[str, Any] = json.loads(json.dumps({**(config or {}), "seed": seed}))
         self._seed, self._loggers = seed, loggers
-        self.evaluation, self._on_evaluation = evaluation, on_evaluation
+        self.evaluation, self._on_evaluation, self._on_progress = evaluation, on_evaluation, on_progress
         self._quiet = quiet or not self.world.main
         self._checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         agent_name = AGENTS.name_of(type(agent))
@@ -245,6 +247,8 @@ class Runner:
             self._picture()
         if not last and _due(settings.checkpoint_every, self.iteration):
             self.save()
+        if self._on_progress is not None:
+            self._on_progress(self.progress)
         if display is not None:
             wanted = ("reward/mean", "loss", "eval/reward")
             display.update(self.iteration, self.progress, self.seconds, {k: logged[k] for k in wanted if k in logged})

@@ -1,5 +1,6 @@
 """The report of a comparison: who gains what over the same start, at what cost, and whether to believe it."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -87,7 +88,7 @@ def _settings(comparison: Comparison) -> list[Block]:
     differing = [row for row in rows if len(set(row[1:])) > 1]
     shared = ", ".join(f"{row[0]} {row[1]}" for row in rows if len(set(row[1:])) == 1)
     folders = ", ".join(f"[{name}](cells/{name}/run)" for name in comparison.plan["cells"])
-    command = " ".join(comparison.plan.get("command", []))
+    command = shlex.join(comparison.plan.get("command", []))
     text = f"Run again: `{command}`. {_versions(comparison)} Runs: {folders}."
     return [
         Heading("Settings"), Table(["setting", *flat], differing, "What differs. A dash: the agent hasn't got it."),

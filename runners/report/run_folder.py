@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from srgym.errors import MissingFile, Refusal
+from srgym.rewards.toys import CONTROLS
 from srgym.runners.run.overrides import words
 
 __all__ = ["Roles", "RunFolder", "StageRecord", "read_log", "read_run"]
@@ -79,7 +80,7 @@ class RunFolder:
         """The stages that owe something to a random reward: trained on it, or made from one that was."""
         found: set[str] = set()
         for stage in self.stages:
-            random = stage.kind == "train" and not stage.imitates and stage.reward.get("name") == "random"
+            random = stage.kind == "train" and not stage.imitates and stage.reward.get("name") in CONTROLS
             if random or found & set(stage.parents):
                 found.add(stage.name)
         return found

@@ -239,11 +239,11 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
         for section in _PARTS:
-            own: dict[str, Any] = next((value for key, value, _ in line.values if key == f"{here}.{section}"), {})
+            part: dict[str, Any] = next((value for key, value, _ in line.values if key == f"{here}.{section}"), {})
             named = [value for key, value, _ in line.values if key == f"{here}.{section}.name"]
-            named = named or [own.get("name")]
+            named = named or [part.get("name")]
             filed = _filed(section, named[0]) if isinstance(named[0], str) else {}
-            known |= {f"{here}.{section}.{key}" for key in flatten({**own, **filed})}
+            known |= {f"{here}.{section}.{key}" for key in flatten({**part, **filed})}
     for key, _, how in line.values:
         if key in known or how == "add" or key.split(".")[0] in anything:
             continue

@@ -22,7 +22,7 @@ def made_with() -> dict[str, str]:
     (local, YYYY-MM-DD HH:MM:SS).
     """
     facts = {"srgym": srgym.__version__, "python": platform.python_version()}
-    facts |= {name: metadata.version(name) for name in _PACKAGES}
+    facts |= {name: metadata.version(name) for name in _PACKAGES} | {"torch": torch.__version__}  # with its build
     commit = _commit(Path(srgym.__path__[0]).resolve())
     facts |= {"commit": commit} if commit else {}
     return facts | {"machine": _machine(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}

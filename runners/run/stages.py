@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pandas import DataFrame
 
 from srgym import policies
 from srgym.errors import Refusal
-from srgym.files import write_json
+from srgym.files import locked, write_json
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
 from srgym.runners.loop.distributed import World, shard, unshard
@@ -47,6 +48,7 @@ class Run:
         metrics: what is measured during the run, labels to specifications; None: the stage's reward, and PSNR where
             there is ground truth. reward: the label of the one that is trained on.
         on_evaluation: is told of every evaluation: its rows, what all stages have cost so far, and its seconds.
+        on_progress: is told after every iteration what share of the training is done, each stage counting alike.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class Run:
         metrics: Mapping[str, Any] | None = None,
         reward: str = "reward",
         on_evaluation: Callable[[DataFrame, Mapping[str, float], float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self.config, self.folder, self._quiet = config, config.out, quiet
-        self._metrics, self._reward, self._on_evaluation = metrics, reward, on_evaluation
+        self._metrics, self._reward = metrics, reward
+        self._on_evaluation, self._on_progress = on_evaluation, on_progress
         self._world = World()
 
     def learn(self) -> dict[str, dict[str, float]]:
@@ -68,7 +72,7 @@ class Run:
         Raises:
             Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
             LostProcess: if another of the run's processes ended.
-            ValueError: if the folder holds a run of other settings.
+            ValueError: if the folder holds a run of other settings, or another process works in it.
         """
         self._world = self._join()
         try:
@@ -85,6 +89,10 @@ class Run:
         return costs
 
     def _learn(self) -> dict[str, dict[str, float]]:
+        with locked(self.folder) if self._world.main else nullcontext():
+            return self._run_stages()
+
+    def _run_stages(self) -> dict[str, dict[str, float]]:
         if self._world.main:
             self._claim()
         self._world.barrier()
@@ -226,9 +234,16 @@ class Run:
                 total = {key: value + earlier.get(key, 0.0) for key, value in cost.items()}
                 self._on_evaluation(frame, total, seconds)
 
+        trained = [other.name for other in self.config.stages if other.kind == "train"]
+
+        def on_progress(share: float) -> None:
+            if self._on_progress is not None and world.main:
+                self._on_progress((trained.index(stage.name) + share) / len(trained))
+
         runner = Runner(
             task, policy, agent, settings, seed=seed, folder=folder, loggers=loggers, evaluation=evaluation,
-            on_evaluation=on_evaluation, name=stage.name, config=stage.as_json(), quiet=self._quiet, world=world,
+            on_evaluation=on_evaluation, on_progress=on_progress, name=stage.name, config=stage.as_json(),
+            quiet=self._quiet, world=world,
         )  # fmt: skip
         runner.resume()
         name = f"{self.config.name}-{stage.name}"
@@ -297,4 +312,6 @@ def remove_run(folder: Path) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise Refusal(f"{folder} isn't the folder of a run (it has no config.json), so it isn't overwritten")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        with locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["check_folder", "to_png", "write_json", "write_whole"]
+__all__ = ["check_folder", "locked", "to_png", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -36,6 +40,34 @@ def check_folder(folder: Path, setting: str = "out") -> None:
         raise Refusal(f"{setting}={folder}: expected a folder, or a place for one, and {place} is a file")
     if not os.access(place, os.W_OK):
         raise Refusal(f"{setting}={folder}: {place} can't be written into")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process; it is free again when the process ends, however it ends.
+
+    Raises:
+        Refusal: where another process has it, naming that.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    owner, lock = folder / ".owner.json", FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        known = json.loads(owner.read_text()) if owner.is_file() else {}
+        who = f"process {known.get('process', 'unknown')} on {known.get('host', 'another machine')}"
+        raise Refusal(
+            f"{folder} is in use by {who}, since {known.get('since', 'a while')}: wait for it, or choose another folder"
+        ) from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(owner, {"process": os.getpid(), "host": platform.node(), "since": since})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:

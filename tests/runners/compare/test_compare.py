@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from srgym.files import write_json
@@ -340,6 +341,8 @@ def test_one_control_serves_all_rewards_and_every_policy_has_its_start(tmp_path:
     controls = [c for c in plan.cells if c.role == "control"]
     assert len(controls) == 2
     assert {entry.control for entry in plan.entries} == {c.label for c in controls}
+    rewards = [next(o for o in c.request["overrides"] if o.startswith("reward=")) for c in controls]
+    assert rewards == ["reward=random", "reward=random_network"]  # REFL follows a gradient
     assert [c.label for c in plan.starts] == ["start"]
     two = make_plan(["agent=nft", "policy=compact,sd3", "seed=0", f"out={tmp_path}"])
     assert [c.label for c in two.starts] == ["start, compact", "start, sd3"]
@@ -491,6 +494,10 @@ def test_compare_runs_resumes_and_reports(tmp_path: Path, capsys, monkeypatch: p
     comparison = read_comparison(out)
     assert comparison.agents == ["nft"]
     assert comparison.control("nft") == "nft, random reward"
+    shares = [json.loads(path.read_text())["share"] for path in sorted(out.glob("cells/*/progress.json"))]
+    assert shares == [1.0, 1.0]
+    assert comparison.plan["made_with"]["torch"] == torch.__version__
+    assert f"torch {torch.__version__}" in (out / "report.md").read_text()
     assert sorted(comparison.curves[comparison.curves["method"] == "nft"]["iteration"].unique()) == [0, 1, 2]
     # Both start from the same policy: before training their held-out scores are equal.
     first = comparison.curves[comparison.curves["iteration"] == 0]
