@@ -37,7 +37,8 @@ class FolderOptions:
         crops: how many of each image. In split "train" they lie at random places in one of eight orientations, drawn
             from (seed, id); in the others they are tiles side by side, as many as fit.
         seed: of places, orientations and degradations.
-        split: "train", "validation", "test" (80, 10 and 10 percent of the images, by name) or "all".
+        split: "train", "validation", "test" (whole images, by their names) or "all".
+        validation_share, test_share: of the images, at least one of each; the rest train.
         captions: a folder of NAME.txt, what each image shows; None: no prompts.
         on_bad_image: "error" looks at every header, and refuses what can't be used; "skip" decodes every image once
             (about 10 ms a megapixel), leaves out what can't be used and says so: `skipped`.
@@ -50,6 +51,8 @@ class FolderOptions:
     split: str = "all"
     captions: _Path | None = None
     on_bad_image: str = "error"
+    validation_share: float = 0.1
+    test_share: float = 0.1
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, int) or self.scale < 1:
@@ -92,7 +95,8 @@ class FolderSource(Source):
                 f"{folder}: {len(self.skipped)} of {total} images skipped: {_shown(self.skipped)}", stacklevel=4
             )
         self._tell_count(len(sides))
-        self.images = split_names(sides, options.split, str(folder))
+        shares = (options.validation_share, options.test_share)
+        self.images = split_names(sides, options.split, str(folder), *shares)
         self._files = {name: files[name] for name in self.images}
         self._sides = {name: sides[name] for name in self.images}
         self._captions = None if options.captions is None else captions_of(self.images, Path(options.captions))
@@ -182,8 +186,8 @@ class HRFolder(FolderSource):
     Args:
         path: the folder.
         preset: how LR is made; a name of `degradation.PRESETS`.
-        scale, size, crops, seed, split, captions, on_bad_image: see `FolderOptions`. Whole images are cut to a
-            multiple of the scale at the bottom and the right.
+        scale, size, crops, seed, split, captions, on_bad_image, validation_share, test_share: see `FolderOptions`. Whole
+            images are cut to a multiple of the scale at the bottom and the right.
 
     Raises:
         FileNotFoundError: when there is no such folder.
@@ -203,8 +207,11 @@ class HRFolder(FolderSource):
         split: str = "all",
         captions: _Path | None = None,
         on_bad_image: str = "error",
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
     ) -> None:
-        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image)
+        shares = (validation_share, test_share)
+        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image, *shares)
         degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset now
         self.preset = preset
         folder = _folder(path, "hr_folder", "path")
@@ -227,7 +234,7 @@ class PairedFolders(FolderSource):
     Args:
         lr, hr: the folders. Each may hold subfolders, the same in both.
         lr_suffix, hr_suffix: what names end with in one folder alone: "x4" where 0801x4.png belongs to 0801.png.
-        scale, size, crops, seed, split, captions, on_bad_image: see `FolderOptions`.
+        scale, size, crops, seed, split, captions, on_bad_image, validation_share, test_share: see `FolderOptions`.
 
     Raises:
         FileNotFoundError: when a folder is missing.
@@ -250,8 +257,11 @@ class PairedFolders(FolderSource):
         split: str = "all",
         captions: _Path | None = None,
         on_bad_image: str = "error",
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
     ) -> None:
-        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image)
+        shares = (validation_share, test_share)
+        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image, *shares)
         lr_root, hr_root = _folder(lr, "paired_folders", "lr"), _folder(hr, "paired_folders", "hr")
         pairs, alone = match(
             by_name(image_files(lr_root), lr_root, lr_suffix), by_name(image_files(hr_root), hr_root, hr_suffix)
@@ -283,8 +293,8 @@ class LRFolder(FolderSource):
 
     Args:
         path: the folder.
-        scale, size, crops, seed, split, captions, on_bad_image: see `FolderOptions`; `size` is in pixels of the SR
-            image that is wanted.
+        scale, size, crops, seed, split, captions, on_bad_image, validation_share, test_share: see `FolderOptions`;
+            `size` is in pixels of the SR image that is wanted.
 
     Raises:
         FileNotFoundError: when there is no such folder.
@@ -303,8 +313,11 @@ class LRFolder(FolderSource):
         split: str = "all",
         captions: _Path | None = None,
         on_bad_image: str = "error",
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
     ) -> None:
-        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image)
+        shares = (validation_share, test_share)
+        options = FolderOptions(scale, size, crops, seed, split, captions, on_bad_image, *shares)
         folder = _folder(path, "lr_folder", "path")
         self._take(folder, _named(image_files(folder), folder), {}, options)
 

@@ -85,23 +85,37 @@ def sort_out(candidates: Mapping[_T, Any], inspect: Callable[[Any], _V]) -> tupl
     return good, bad
 
 
-def split_names(names: Collection[str], split: str, where: str) -> list[str]:
-    """The names of a split, sorted: a tenth validate, a tenth test, at least one each, and the rest train.
+def split_names(
+    names: Collection[str], split: str, where: str, validation_share: float = 0.1, test_share: float = 0.1
+) -> list[str]:
+    """The names of a split, sorted.
 
     Who goes where depends on the names alone (by the order of their hashes).
 
+    Args:
+        split: "train", "validation", "test", or "all".
+        where: the folder, for a message.
+        validation_share, test_share: of the names, rounded down, at least one unless it is 0; the rest train.
+
     Raises:
-        ValueError: for an unknown split, or fewer than 3 images to split.
+        ValueError: for an unknown split, shares that leave nothing to train on, or a split that has no image.
     """
     if split not in SPLITS:
         raise Refusal(f"split is one of {', '.join(SPLITS)}, got '{split}'")
     if split == "all":
         return sorted(names)
-    if len(names) < 3:
-        raise Refusal(f"{where}: expected at least 3 images to split into train, validation and test, got {len(names)}")
+    shares = {"validation": validation_share, "test": test_share}
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
+        raise Refusal(f"{where}: expected validation_share and test_share below 1 together, got {shares}")
+    if shares.get(split) == 0:
+        raise Refusal(f"{where}: split={split} has no image, since {split}_share is 0")
+    counts = {name: max(1, int(len(names) * share + 1e-9)) if share else 0 for name, share in shares.items()}
+    if sum(counts.values()) >= len(names):
+        needed = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise Refusal(f"{where}: expected at least 3 images to split, {needed} and some to train on, got {len(names)}")
     mixed = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    tenth = max(1, len(names) // 10)
-    parts = {"validation": mixed[:tenth], "test": mixed[tenth : 2 * tenth], "train": mixed[2 * tenth :]}
+    first, second = counts["validation"], counts["validation"] + counts["test"]
+    parts = {"validation": mixed[:first], "test": mixed[first:second], "train": mixed[second:]}
     return sorted(parts[split])
 
 

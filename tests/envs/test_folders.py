@@ -13,7 +13,7 @@ from PIL import Image
 from srgym.envs import sources
 from srgym.envs.folders import HRFolder, LRFolder, PairedFolders
 from srgym.envs.images import BadImage, read_image, to_float
-from srgym.envs.inventory import by_name, count_note, match, split_names
+from srgym.envs.inventory import SPLITS, by_name, count_note, match, split_names
 
 NAMES = st.text("abcXYZ0189_-. é", min_size=1, max_size=8).filter(lambda n: n.strip(". ") == n)
 
@@ -221,10 +221,32 @@ def test_splits_are_of_whole_images_and_leave_none_out():
     assert sorted(name for part in parts for name in part) == sorted(names) == split_names(names, "all", "x")
     assert parts == [split_names(names[::-1], split, "x") for split in ("train", "validation", "test")]
     assert [len(split_names("abc", split, "x")) for split in ("train", "validation", "test")] == [1, 1, 1]
-    with pytest.raises(ValueError, match="at least 3 images to split into train, validation and test, got 2"):
+    with pytest.raises(
+        ValueError, match="3 images to split, 1 for validation and 1 for test and some to train on, got 2"
+    ):
         split_names("ab", "train", "x")
     with pytest.raises(ValueError, match="split is one of all, train, validation, test, got 'dev'"):
         split_names("abc", "dev", "x")
+
+
+def test_the_shares_of_a_split_are_a_users():
+    names = [f"image{i}" for i in range(20)]
+    shares = (0.25, 0.5)
+    parts = {split: split_names(names, split, "x", *shares) for split in ("train", "validation", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 5, "validation": 5, "test": 10}
+    assert sorted(name for part in parts.values() for name in part) == sorted(names)
+    assert len(split_names(names, "train", "x", 0.1, 0.0)) == 18
+    with pytest.raises(ValueError, match="split=test has no image, since test_share is 0"):
+        split_names(names, "test", "x", 0.1, 0.0)
+    with pytest.raises(ValueError, match="below 1 together"):
+        split_names(names, "train", "x", 0.5, 0.5)
+
+
+def test_a_folder_is_split_by_its_shares(tmp_path):
+    for name in "abcdefgh":
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
+    parts = [HRFolder(tmp_path, split=split, validation_share=0.25, test_share=0.5).images for split in SPLITS[1:]]
+    assert [len(part) for part in parts] == [2, 2, 4]
 
 
 def test_captions(folders, tmp_path):
