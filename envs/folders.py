@@ -186,8 +186,8 @@ class HRFolder(FolderSource):
     Args:
         path: the folder.
         preset: how LR is made; a name of `degradation.PRESETS`.
-        scale, size, crops, seed, split, captions, on_bad_image, validation_share, test_share: see `FolderOptions`. Whole
-            images are cut to a multiple of the scale at the bottom and the right.
+        scale, size, crops, seed, split, captions, on_bad_image, validation_share, test_share: see `FolderOptions`.
+            Whole images are cut to a multiple of the scale at the bottom and the right.
 
     Raises:
         FileNotFoundError: when there is no such folder.

@@ -55,12 +55,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _env(arguments: list[str]) -> dict[str, Any]:
-    """The env section; of the photographs the test split, unless another is asked for."""
+    """The env section; of the photographs the test split and of a folder all, unless another split is asked for."""
     from srgym.runners.run.config import compose, resolve
 
     env = dict(resolve(*compose(arguments)).stages[0].sections["env"])
-    if env["name"] == "photographs" and not any(a.startswith("env.split=") for a in arguments):
-        env["split"] = "test"
+    if "split" in env and not any(a.startswith("env.split=") for a in arguments):
+        env["split"] = "test" if env["name"] == "photographs" else "all"
     return env
 
 

@@ -139,6 +139,13 @@ class ScorerSettings:
                 raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
 
 
+def tasks_under(env: Mapping[str, Any], presets: Sequence[str], **changes: Any) -> list[SRTask]:
+    """The contexts of an env section under each degradation; as they are where the source has LR of its own."""
+    nothing = rewards.make("psnr_y")
+    varied = [{"preset": preset} for preset in presets] if "preset" in env else [{}]
+    return [build_task(env, nothing, **preset, **changes) for preset in varied]
+
+
 def build_scorer(
     settings: ScorerSettings, policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
 ) -> dict[str, float]:
@@ -153,11 +160,9 @@ def build_scorer(
         raise Incompatible(f"the compact scorer's candidates come from the compact policy, got '{policy.name}'")
     started = time.monotonic()
     policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
-    nothing = rewards.make("psnr_y")
 
     def groups(n: int, seed: int, **changes: Any) -> list[Group]:
-        tasks = [build_task(env, nothing, preset=preset, **changes) for preset in settings.presets]
-        return make_groups(tasks, policies, n, seed)
+        return make_groups(tasks_under(env, settings.presets, **changes), policies, n, seed)
 
     train = groups(settings.groups, seed)
     validation = groups(settings.validation_groups, seed + 10**6, split="validation")

@@ -33,8 +33,7 @@ from srgym.rewards.finpercep.heldout import held_out
 from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
 from srgym.rewards.finpercep.train import Example, make_examples, train
-from srgym.runners.reward_models.compass import candidates, shaken
-from srgym.runners.run.build import build_task
+from srgym.runners.reward_models.compass import candidates, shaken, tasks_under
 
 __all__ = ["FinPercepSettings", "Pool", "build_finpercep", "draw_examples", "held_out_examples", "make_pool"]
 
@@ -214,11 +213,9 @@ def build_finpercep(
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")
     policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
-    nothing = rewards.make("psnr_y")
 
     def pool(n: int, seed: int, **changes: Any) -> list[Pool]:
-        tasks = [build_task(env, nothing, preset=preset, **changes) for preset in settings.presets]
-        return make_pool(tasks, policies, n, settings.candidates, seed)
+        return make_pool(tasks_under(env, settings.presets, **changes), policies, n, settings.candidates, seed)
 
     learnt = pool(settings.contexts, seed)
     divisor = _divisor(learnt, settings.quantile)
