@@ -27,7 +27,7 @@ from srgym.runners.measure.evaluation import (
     spread_indices,
 )  # fmt: skip
 from srgym.runners.measure.methods import Method, Samples, baselines
-from srgym.runners.run.build import build_policy, build_task, pick_device, use_threads
+from srgym.runners.run.build import build_policy, build_task, larger_crops, pick_device, use_threads
 from srgym.runners.run.config import RunConfig, compose, resolve
 from srgym.runners.run.stages import Run
 
@@ -118,8 +118,7 @@ def _evaluate(folder: Path, request: Mapping[str, Any], config: RunConfig) -> st
     record = evaluation_record(methods, evaluation.metrics, env=env, contexts=len(task))
     save_evaluation(evaluation.measure(methods), record, folder)
     if request["pictures"]:
-        sized = {"size": request["picture_size"]} if request["picture_size"] and env.get("size") else {}
-        task = build_task(env, **sized)
+        task = larger_crops(task, env, request["picture_size"])
         shown = spread_indices(len(task), request["pictures"])
         reward = mapping_reward(evaluation.metrics)
         _save_pictures(folder / "pictures", draw(task, {"policy": methods["policy"]}, shown, reward=reward))

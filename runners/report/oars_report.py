@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from srgym import policies
-from srgym.envs import SRTask
 from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.registry import named_by
@@ -38,7 +37,7 @@ from srgym.runners.report.summary import level, metric_names, present
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, alerts, claim
 from srgym.runners.report.writing import write
-from srgym.runners.run.build import build_policy, build_task
+from srgym.runners.run.build import build_policy, build_task, larger_crops
 
 __all__ = ["HELD_OUT", "check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
 
@@ -147,22 +146,12 @@ def write_oars_report(
         methods, evaluation.metrics, env=section, seeds=list(seeds), contexts=len(task), limit=limit, seen=not changes
     )
     save_evaluation(frame, record, run.folder / "evaluation")
-    task = _shown(task, section, picture_size)
+    task = larger_crops(task, section, picture_size)
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
     indices = spread_indices(len(task), min(pictures, len(task))) if pictures else []
     drawn = draw(task, shown, indices, reward=mapping_reward(evaluation.metrics))
     document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
     return write(document, run.folder)
-
-
-def _shown(task: SRTask, section: Mapping[str, Any], size: int | None) -> SRTask:
-    """The contexts that are shown: larger crops than those that are measured, where every image has room for them."""
-    if not size or section.get("size") is None:
-        return task
-    try:
-        return build_task(section, size=size)
-    except ValueError:
-        return task
 
 
 def _label(spec: Any) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "any_reward", "build_agent", "build_evaluation", "build_policy", "build_reward", "build_skeleton", "build_task",
-    "check_order", "check_parts", "pick_device", "use_threads",
+    "check_order", "check_parts", "larger_crops", "pick_device", "use_threads",
 ]  # fmt: skip
 
 
@@ -55,6 +55,18 @@ def build_task(
     options = {**env, **changes}
     prompts = options.pop("prompts", False)
     return SRTask(sources.make(options), reward, prompts=prompts, policy_gives=policy_gives)
+
+
+def larger_crops(task: SRTask, env: Mapping[str, Any], size: int | None) -> SRTask:
+    """The contexts that pictures show: crops of `size` HR pixels where those of the task are crops and every image has
+    room for such, else the task's own.
+    """
+    if not size or env.get("size") is None:
+        return task
+    try:
+        return build_task(env, size=size)
+    except Refusal:
+        return task
 
 
 def build_reward(section: Any) -> Reward:

@@ -323,9 +323,13 @@ def _stage(
         raise ConfigError(
             f"stage '{name}' has an unknown key '{unknown[0]}'{_near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
         )
+    for section in [section for section in SECTIONS if section in stage]:
+        check_value(_SECTION_KINDS.get(section, Mapping[str, Any]), stage[section], f"stages.{name}.{section}")
+        if section in _PARTS and isinstance(stage[section], Mapping):
+            check_value(str, stage[section].get("name", ""), f"stages.{name}.{section}.name")
     kind = stage.get("kind", "train")
-    if kind not in _OPTIONS:
-        raise ConfigError(f"stage '{name}' is of kind '{kind}': expected one of {', '.join(_OPTIONS)}")
+    check_value(Literal[*_OPTIONS], kind, f"stages.{name}.kind")
+    check_value(str, stage.get("start_from", ""), f"stages.{name}.start_from")
     start = stage.get("start_from", "base")
     if start == "previous":
         start = before[-1] if before else "base"

@@ -133,7 +133,7 @@ def test_no_stages_is_one_stage() -> None:
         ("{start_from: later}", "start_from=later: expected base, previous, or a stage before it"),
         ("{runer: {lr: 1}}", "unknown key 'runer'; did you mean 'runner'"),
         ("{runner: {lrr: 1}}", r"stages\.only\.runner sets 'lrr', which isn't there; did you mean 'lr'"),
-        ("{kind: trian}", "expected one of train, merge, scorer"),
+        ("{kind: trian}", "expected 'train', 'merge' or 'scorer'"),
         ("{kind: merge, start_from: base, lora_from: base}", "start_from=base: expected a stage before it"),
         ("{when: {agnt=one: {}}}", "expected section=name"),
     ],

@@ -1,0 +1,64 @@
+"""Every setting of two experiments, each with values that it can't have: no traceback, and nothing of it trains."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srgym.errors import Refusal
+from srgym.runners.run.build import check_order, check_parts
+from srgym.runners.run.config import RunConfig, compose, resolve
+from srgym.settings import leaves
+
+pytestmark = pytest.mark.campaign
+WRONG = {"abc": "abc", "nan": math.nan, "-1": -1, "0": 0, "1.5": 1.5, "true": True, "null": None, "[a,b]": ["a", "b"],
+         "{a: 1}": {"a": 1}}  # fmt: skip
+
+
+def keys(experiment: str) -> list[tuple[str, Any]]:
+    tree, _ = compose([f"experiment={experiment}"])
+    own = {key: value for key, value in tree.items() if key not in ("when", "report")}
+    return [(key, value) for key, value in leaves(own) if ".when." not in key]
+
+
+def checked(config: RunConfig) -> None:
+    """What `srgym train --dry-run` looks at before it predicts."""
+    check_order(config.stages)
+    seen: list[Any] = []
+    for stage in config.stages:
+        if stage.kind == "train" and stage.sections not in seen:
+            seen.append(stage.sections)
+            check_parts(stage.sections)
+
+
+def nonsense(default: Any, value: Any) -> bool:
+    """Whether a value is of a kind that the default says can't be: text, a list or a mapping for a number, ..."""
+    if isinstance(default, bool):
+        return not isinstance(value, bool)
+    if isinstance(default, int):
+        return not isinstance(value, int) or isinstance(value, bool)
+    if isinstance(default, float):
+        return not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value)
+    if isinstance(default, str):
+        return not isinstance(value, (str, float, int, type(None)))
+    return False
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("experiment", ["smoke", "oars"])
+def test_no_setting_ends_in_a_traceback_or_trains_nonsense(experiment: str, tmp_path: Path) -> None:
+    tracebacks, passed = [], []
+    for key, default in keys(experiment):
+        for text, value in WRONG.items():
+            try:
+                checked(resolve(*compose([f"experiment={experiment}", f"out={tmp_path}", f"{key}={text}"])))
+            except Refusal:
+                continue
+            except Exception as error:
+                tracebacks.append(f"{key}={text}: {type(error).__name__}: {error}")
+                continue
+            if nonsense(default, value):
+                passed.append(f"{key}={text} in place of {default!r}")
+    assert not tracebacks, "\n".join(tracebacks)
+    assert not passed, "\n".join(passed)
