@@ -141,7 +141,7 @@ def test_no_stages_is_one_stage() -> None:
 def test_bad_stages(folder: Path, stage: str, message: str) -> None:
     path = folder / "experiment" / "bad.yaml"
     path.write_text(f"# @package _global_\ndefaults:\n  - override /agent: one\nstages:\n  only: {stage}\n")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(Refusal, match=message):
         resolved(folder, "experiment=bad")
 
 
