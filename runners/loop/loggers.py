@@ -18,7 +18,10 @@ from srgym.settings import leaves
 # What TensorBoard sets beside the hyperparameters.
 _RESULTS = ("eval/reward", "reward/mean", "loss")
 
-__all__ = ["LOGGERS", "CSVLogger", "Logger", "PictureLogger", "TensorBoardLogger", "TrackerLogger", "make_loggers"]
+__all__ = [
+    "LOGGERS", "CSVLogger", "Logger", "PictureLogger", "TensorBoardLogger", "TrackerLogger", "check_loggers",
+    "make_loggers",
+]  # fmt: skip
 
 
 class Logger(ABC):
@@ -161,6 +164,13 @@ class TrackerLogger(Logger):
 LOGGERS = ("csv", "tensorboard", "wandb", "trackio")
 
 
+def check_loggers(names: Iterable[str]) -> None:
+    """Refuse a name that isn't in `LOGGERS`."""
+    for name in names:
+        if name not in LOGGERS:
+            raise Refusal(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
+
+
 def make_loggers(
     names: str | Iterable[str], folder: Path, run: str, config: Mapping[str, Any], after: int = 0
 ) -> list[Logger]:
@@ -174,9 +184,7 @@ def make_loggers(
         ValueError: for a name that isn't in `LOGGERS`.
     """
     chosen = [names] if isinstance(names, str) else list(names)
-    for name in chosen:
-        if name not in LOGGERS:
-            raise Refusal(f"logger is one of {', '.join(LOGGERS)} or a list of them, got '{name}'")
+    check_loggers(chosen)
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after), PictureLogger(folder / "pictures")]
     for name in chosen:

@@ -51,11 +51,12 @@ def compare_document(comparison: Comparison, pictures: Sequence[Mapping[str, Any
     """The report as a document."""
     frame, plan = comparison.frame, comparison.plan
     crops = len(frame[["photograph", "crop"]].drop_duplicates())
-    seeds = frame[frame["role"] == "agent"]["run"].nunique()
+    seeds, photographs = frame[frame["role"] == "agent"]["run"].nunique(), frame["photograph"].nunique()
     document = Document(
         f"Comparison: {', '.join(comparison.agents)}",
-        f"{seeds} training seeds each; {crops} test crops of {frame['photograph'].nunique()} photographs, none of "
-        f"which was trained on. All start from one policy. Settings of all: `{' '.join(plan['fixed']) or 'defaults'}`.",
+        f"{seeds} training seed{'s' if seeds != 1 else ''} each; {crops} test crops of {photographs} photographs, none "
+        f"of which was trained on. All start from one policy. Settings of all: "
+        f"`{' '.join(plan['fixed']) or 'defaults'}`.",
     )
     document.add(Heading("In short"), *_verdicts(comparison))
     document.add(Heading("Gain over the starting policy"), *_gains(comparison))
@@ -131,11 +132,13 @@ def _verdicts(comparison: Comparison) -> list[Block]:
     blocks: list[Block] = []
     for label in comparison.agents:
         blocks += _verdict(comparison, label, contrasts, adjusted)
+    rows = []
     for one, other in combinations(comparison.agents, 2):
         if comparison.reward(one) == comparison.reward(other):
             gap = difference(comparison.frame, one, other, comparison.reward(one))
-            text = f"**{one} over {other}**: {comparison.reward(one)} {signed(gap)}; {compared(gap)}."
-            blocks.append(Callout("neutral", text, "Who is better"))
+            rows.append([f"**{one} over {other}**", f"{comparison.reward(one)} {signed(gap)}", compared(gap)])
+    if rows:
+        blocks.append(Table(["who is better", "by", "in words"], rows, words=True))
     tuned = {label: entry.get("tuned") for label, entry in comparison.plan["entries"].items()}
     if len(set(tuned.values())) > 1:
         defaults = ", ".join(label for label, was in tuned.items() if not was)
@@ -198,16 +201,16 @@ def _p(adjusted: float) -> str:
 
 def _gains(comparison: Comparison) -> list[Block]:
     frame, labels = comparison.frame, comparison.agents
-    metrics = metric_names(frame)
     pairs = [(label, comparison.start(label)) for label in labels]
     controls = {comparison.control(label): comparison.start(label) for label in labels}
-    pairs += [(control, start) for control, start in controls.items() if control is not None]
+    of_controls = [(control, start) for control, start in controls.items() if control is not None]
+    parts = [metric for metric in metric_names(frame) if metric not in _totals(comparison)]
     trained = "trained on" if len(comparison.rewards) == 1 else "trained on by some"
     caption = (
         f"Mean gain over the start with {_CROSSED}. Bold: clear of zero. {', '.join(comparison.rewards)} and its "
         f"parts: {trained}."
     )
-    blocks: list[Block] = [difference_table(frame, pairs, metrics, comparison.record, caption)]
+    blocks: list[Block] = [difference_table(frame, pairs, _totals(comparison), comparison.record, caption)]
     rows = []
     for metric in _totals(comparison):
         cells = [_alone_and_iqm(comparison, label, metric) for label in labels]
@@ -216,7 +219,13 @@ def _gains(comparison: Comparison) -> list[Block]:
         "Beside it: the mean gain with Student's interval over the seeds alone, these photographs being given; and the "
         f"interquartile mean with {_CROSSED}."
     )
-    return [*blocks, Table(["metric", *labels], rows, beside)]
+    blocks.append(Table(["metric", *labels], rows, beside))
+    if parts:
+        blocks.append(difference_table(frame, pairs, parts, comparison.record, "The parts of these, likewise."))
+    if of_controls:
+        caption = "What a random reward does, likewise."
+        blocks.append(difference_table(frame, of_controls, _totals(comparison), comparison.record, caption))
+    return blocks
 
 
 def _alone_and_iqm(comparison: Comparison, label: str, metric: str) -> str:

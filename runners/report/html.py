@@ -18,7 +18,7 @@ _STYLE = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.1rem 4rem; }
+main { max-width: 84rem; margin: 0 auto; padding: 2rem 1.1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
@@ -40,11 +40,12 @@ figcaption, .under { color: var(--soft); font-size: .86rem; }
 .under { margin: 0 0 1.4rem; }
 .wide { overflow-x: auto; margin: .8rem 0 .4rem; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .32rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-td:first-child { white-space: normal; min-width: min(9rem, 30vw); }
-table.words th, table.words td { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
+td:first-child { min-width: min(9rem, 30vw); }
+td .interval { white-space: normal; }
+table.words th, table.words td { text-align: left; vertical-align: top; min-width: 6rem; }
 tr.strong td { font-weight: 600; background: var(--tint); }
 .grid { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   margin: 1rem 0; align-items: start; }
@@ -57,6 +58,8 @@ tr.strong td { font-weight: 600; background: var(--tint); }
 .panels figcaption { padding-top: .2rem; }
 """
 
+# An estimate and its interval, which is broken nowhere but, in a table that is too wide, between the two.
+_INTERVAL = r'<span class="interval">\1 [\2,&nbsp;\3]</span>'
 _SMALL = 200  # pictures below this many pixels a side are shown at twice their size, each pixel four
 
 
@@ -76,7 +79,7 @@ def _inline(text: str) -> str:
     text = escape(text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\[([^\]]+)\]\(([^)\s:]+)\)", r'<a href="\2">\1</a>', text)
-    text = re.sub(r"[+\u2212]?[\d.]+ \[[^\]<]*\]", r'<span class="interval">\g<0></span>', text)
+    text = re.sub(r"([+\u2212]?[\d.]+) \[([^\],<]*), ([^\]<]*)\]", _INTERVAL, text)
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 
 

@@ -20,6 +20,7 @@ from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.loop.settings import RunnerSettings
 from srgym.runners.measure.evaluation import Evaluation
 from srgym.runners.run.config import StageConfig
+from srgym.settings import check_value
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
@@ -54,6 +55,7 @@ def build_task(
     """The task of an env section: its source by `name`, the source's options, and `prompts`."""
     options = {**env, **changes}
     prompts = options.pop("prompts", False)
+    check_value(bool | str, prompts, "env.prompts")
     return SRTask(sources.make(options), reward, prompts=prompts, policy_gives=policy_gives)
 
 
@@ -111,19 +113,25 @@ def check_order(stages: Sequence[StageConfig]) -> None:
             carrying.add(stage.name)
 
 
-def check_parts(sections: Mapping[str, Any]) -> None:
+def check_parts(sections: Mapping[str, Any], heldout: Mapping[str, Any] | None = None) -> None:
     """Make what a stage needs and let it go, its policy without storage: hours of training shouldn't end in a
     misspelling.
 
     Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
+
+    Args:
+        heldout: what changes in the env section for the evaluation during the run; None: there is none.
     """
-    pick_device(RunnerSettings(**sections["runner"]).device)
+    settings = RunnerSettings(**sections["runner"])
+    pick_device(settings.device)
     stand_in = build_skeleton(sections)
     loads = _loads_a_judge(sections["reward"])
     reward = any_reward() if loads else rewards.make(sections["reward"])
     agent = agents.make(sections["agent"], stand_in, reward)
     task = build_task(sections["env"], None if loads else reward, policy_gives=stand_in.gives)
     agent.check(task.source.provides)
+    if heldout is not None and settings.eval_every:
+        build_task(sections["env"], **heldout)
 
 
 def build_skeleton(sections: Mapping[str, Any]) -> FlowPolicy:

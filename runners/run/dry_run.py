@@ -12,6 +12,7 @@ from srgym import agents
 from srgym.policies.base import FlowPolicy
 from srgym.policies.estimate import PEAKS, Batches, Estimate, estimate
 from srgym.policies.workload import Workload
+from srgym.runners.loop.loggers import check_loggers
 from srgym.runners.run.build import any_reward, build_policy, build_skeleton, check_order, check_parts
 from srgym.runners.run.config import RunConfig, StageConfig
 
@@ -50,9 +51,10 @@ def dry_run(config: RunConfig) -> str:
     known: dict[str, tuple[str, Estimate]] = {}
     missing: dict[str, None] = {}
     check_order(config.stages)
+    check_loggers(config.logger)
     for stage in [stage for stage in config.stages if stage.kind == "train"]:
         try:
-            check_parts(stage.sections)
+            check_parts(stage.sections, config.tree["heldout"])
         except FileNotFoundError as error:
             missing[str(error)] = None
         key = json.dumps([stage.sections[name] for name in ("policy", "env", "agent", "lora")] + [_knobs(stage)])

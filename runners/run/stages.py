@@ -26,7 +26,7 @@ from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
 from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.interrupt import Interrupted
-from srgym.runners.loop.loggers import make_loggers
+from srgym.runners.loop.loggers import check_loggers, make_loggers
 from srgym.runners.loop.runner import Runner
 from srgym.runners.loop.settings import RunnerSettings, same_config
 from srgym.runners.report import check_report, write_report
@@ -113,10 +113,11 @@ class Run:
         if self.config.tree.get("report") and self._world.main:
             check_report(self.config.tree["report"], self.config.stages[-1].sections["env"])
         build.check_order(self.config.stages)
+        check_loggers(self.config.logger)
         seen: list[Any] = []
         for stage in [s for s in self.config.stages if s.kind == "train" and not self._done(s.name)]:
             if seen and stage.sections not in seen:
-                build.check_parts(stage.sections)
+                build.check_parts(stage.sections, self.config.tree["heldout"])
             seen.append(stage.sections)
 
     def _join(self) -> World:
