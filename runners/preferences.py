@@ -28,8 +28,8 @@ def pairs_of(
         ids, prompts: of the N / K contexts.
         top, min_gap: see `srgym.agents.dpo.pair_up`.
     """
-    found = assess(rollout, group_size)
-    pairs = pair_up(found.score, found.keep, group_size, top=top, min_gap=min_gap)
+    groups = assess(rollout, group_size)
+    pairs = pair_up(groups.score, groups.keep, group_size, top=top, min_gap=min_gap)
     return [
         Preference(
             id=ids[win // group_size],
@@ -37,7 +37,7 @@ def pairs_of(
             win=rollout["sr"][win],
             lose=rollout["sr"][lose],
             prompt=None if prompts is None else prompts[win // group_size],
-            gap=float(found.score[win] - found.score[lose]),
+            gap=float(groups.score[win] - groups.score[lose]),
         )
         for win, lose in zip(pairs.win.tolist(), pairs.lose.tolist(), strict=True)
     ]

@@ -7,10 +7,10 @@ __all__ = ["take_flag", "take_option", "take_setting"]
 
 def take_flag(arguments: list[str], flag: str) -> bool:
     """Remove `flag` from the arguments; whether it was there."""
-    found = flag in arguments
+    present = flag in arguments
     while flag in arguments:
         arguments.remove(flag)
-    return found
+    return present
 
 
 def take_option(arguments: list[str], option: str) -> list[str]:

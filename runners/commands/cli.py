@@ -59,16 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from srgym.runners.commands.completion import complete
 
         complete(list(COMMANDS))
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help", "help"):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
-        return 0 if given else 2
-    if given[0] in ("-V", "--version"):
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
         from srgym import __version__
 
         print(__version__)
         return 0
-    name, rest = given[0], given[1:]
+    name, rest = words[0], words[1:]
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -109,8 +109,8 @@ def _tell(
 ) -> None:
     """Our own warnings as a sentence; other libraries' as Python shows them."""
     ours = "srgym" in Path(filename).parts and category is UserWarning
-    told = f"srgym: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    sys.stderr.write(told)
+    text = f"srgym: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    sys.stderr.write(text)
 
 
 def _refuse(message: str, code: int = 2) -> int:

@@ -33,13 +33,13 @@ _NEEDED_MEMORY, _NEEDED_DISK = 4 * _GIB, 2 * _GIB
 
 
 def run(arguments: list[str]) -> int:
-    chosen, _ = take_values(arguments, _DEFAULTS)
-    servers = [chosen["servers"]] if isinstance(chosen["servers"], str) else list(chosen["servers"])
+    settings, _ = take_values(arguments, _DEFAULTS)
+    servers = [settings["servers"]] if isinstance(settings["servers"], str) else list(settings["servers"])
     well, failed = 0, 0
-    for finding in examine(Path(str(chosen["out"])), servers):
+    for finding in examine(Path(str(settings["out"])), servers):
         well += finding.status == "ok"
         failed += finding.status == "fail"
-        if finding.status != "ok" or chosen["all"]:
+        if finding.status != "ok" or settings["all"]:
             print(f"{_SIGNS[finding.status]}{finding.what}")
             for line in finding.advice.splitlines():
                 print(f"      {line}")
@@ -88,20 +88,20 @@ def _versions() -> Iterator[Finding]:
         if required.marker is not None and not required.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = metadata.version(required.name)
+            installed = metadata.version(required.name)
         except metadata.PackageNotFoundError:
             yield Finding("fail", f"{required.name} isn't installed", f'pip install "{required}"')
             continue
-        if required.specifier.contains(found, prereleases=True):
-            yield Finding("ok", f"{required.name} {found}")
+        if required.specifier.contains(installed, prereleases=True):
+            yield Finding("ok", f"{required.name} {installed}")
         else:
-            yield Finding("fail", f"{required.name} {found}", f'tried with {required}: pip install "{required}"')
+            yield Finding("fail", f"{required.name} {installed}", f'tried with {required}: pip install "{required}"')
 
 
 def _threads() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS")
-    threads = int(told) if told and told.isdigit() else cores
+    asked = os.environ.get("OMP_NUM_THREADS")
+    threads = int(asked) if asked and asked.isdigit() else cores
     if threads > cores:
         advice = f"more threads than cores slow every step down: export OMP_NUM_THREADS={cores}"
         return Finding("note", f"{threads} threads on {cores} cores", advice)

@@ -95,11 +95,11 @@ def _progress(share: float) -> None:
         print(f"\revaluating: {share:4.0%}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
 
 
-def _named(given: Any) -> dict[str, str]:
+def _named(spec: Any) -> dict[str, str]:
     """A folder, several, or a mapping of names to folders; a folder is named after itself."""
-    if isinstance(given, Mapping):
-        return {str(name): str(folder) for name, folder in given.items()}
-    folders = [given] if isinstance(given, str) else [str(folder) for folder in given]
+    if isinstance(spec, Mapping):
+        return {str(name): str(folder) for name, folder in spec.items()}
+    folders = [spec] if isinstance(spec, str) else [str(folder) for folder in spec]
     named = {Path(folder).name or folder: folder for folder in folders}
     if len(named) != len(folders):
         raise ConfigError("two folders share their name: give them others, as in pred={one: A/out, two: B/out}")

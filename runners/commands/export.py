@@ -25,13 +25,13 @@ _DEFAULTS = {"policy": None, "out": None, "form": "lora", "adapter": "ema", "bas
 
 
 def run(arguments: list[str]) -> int:
-    chosen, _ = take_values(arguments, _DEFAULTS)
+    settings, _ = take_values(arguments, _DEFAULTS)
     for key in ("policy", "out"):
-        if not chosen[key]:
+        if not settings[key]:
             raise Refusal(f"srgym export needs {key}=PATH; see srgym export --help")
     from srgym.policies.export import export
 
-    base = None if chosen["base_model"] is None else str(chosen["base_model"])
-    source, out = Path(str(chosen["policy"])), Path(str(chosen["out"]))
-    print(export(source, out, str(chosen["form"]), str(chosen["adapter"]), base, str(chosen["licence"])))
+    base = None if settings["base_model"] is None else str(settings["base_model"])
+    source, out = Path(str(settings["policy"])), Path(str(settings["out"]))
+    print(export(source, out, str(settings["form"]), str(settings["adapter"]), base, str(settings["licence"])))
     return 0

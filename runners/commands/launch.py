@@ -43,12 +43,12 @@ def run(arguments: list[str]) -> int:
         return 2
     if arguments[0] != "slurm":
         raise Refusal(f"srgym launch knows slurm, got {arguments[0]}; see --help")
-    given = arguments[1:]
-    folders = [Path(folder) for folder in take_option(given, "--config-dir")]
+    overrides = arguments[1:]
+    folders = [Path(folder) for folder in take_option(overrides, "--config-dir")]
     raw = {
-        key: take_setting(given, key) for key in ("time", "setup", "sbatch")
+        key: take_setting(overrides, key) for key in ("time", "setup", "sbatch")
     }  # as they stand: 12:00:00 isn't a number
-    options, train = take_values(given, _DEFAULTS, others=("*",))
+    options, train = take_values(overrides, _DEFAULTS, others=("*",))
     options |= raw
     for refused in ("overwrite", "resume"):
         if any(text.partition("=")[0] == refused for text in train):

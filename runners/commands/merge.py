@@ -20,11 +20,11 @@ _DEFAULTS = {"lora": None, "into": None, "out": None, "adapter": "ema", "weight"
 
 
 def run(arguments: list[str]) -> int:
-    chosen, _ = take_values(arguments, _DEFAULTS)
+    settings, _ = take_values(arguments, _DEFAULTS)
     for key in ("lora", "into", "out"):
-        if not chosen[key]:
+        if not settings[key]:
             raise Refusal(f"srgym merge needs {key}=PATH; see srgym merge --help")
     from srgym.policies.merging import run as merge
 
-    print(merge({key: str(value) if key in ("lora", "into", "out") else value for key, value in chosen.items()}))
+    print(merge({key: str(value) if key in ("lora", "into", "out") else value for key, value in settings.items()}))
     return 0

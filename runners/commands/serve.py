@@ -104,10 +104,10 @@ def _whole(arguments: list[str], key: str, default: int) -> int:
 def _check_vllm(python: str) -> None:
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
-        found = subprocess.run([python, "-c", look], check=False).returncode == 0
+        present = subprocess.run([python, "-c", look], check=False).returncode == 0
     except OSError as error:
         raise Refusal(f"expected an interpreter at '{python}': {error}") from error
-    if not found:
+    if not present:
         raise Refusal(
             f"serving needs vLLM, which '{python}' doesn't have: pip install 'srgym[vllm]', or name the interpreter of "
             "an environment that has it with python=PATH or SRGYM_VLLM_PYTHON"

@@ -60,9 +60,9 @@ def _go(config: RunConfig, show: bool, dry: bool, overwrite: bool) -> int:
 
 def _is_comparison(arguments: list[str]) -> bool:
     """Whether the experiment is made of entries, none of which is the run to train."""
-    chosen = [argument for argument in arguments if argument.startswith("experiment=")]
+    experiments = [argument for argument in arguments if argument.startswith("experiment=")]
     folders = [Path(folder) for folder in take_option(list(arguments), "--config-dir")]
-    return bool(chosen and (compose(chosen[-1:], folders)[0].get("compare") or {}).get("entries"))
+    return bool(experiments and (compose(experiments[-1:], folders)[0].get("compare") or {}).get("entries"))
 
 
 def _resolve(arguments: list[str], folders: list[Path]) -> RunConfig:

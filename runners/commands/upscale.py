@@ -42,31 +42,37 @@ def run(arguments: list[str]) -> int:
     for option in ("policy", "out", "model", "lora"):  # --policy P, as other tools have it
         arguments += [f"{option}={value}" for value in take_option(arguments, f"--{option}")]
     inputs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    chosen, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS)
+    settings, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS)
     if not inputs:
         raise Refusal("srgym upscale expects an image or a folder of images, got none: srgym upscale photo.jpg")
     for path in inputs:
         if not Path(path).exists():
             raise MissingFile(f"expected an image or a folder of images at {path}, found nothing")
-    return _upscale(inputs, chosen)
+    return _upscale(inputs, settings)
 
 
-def _upscale(inputs: list[str], chosen: dict[str, Any]) -> int:
+def _upscale(inputs: list[str], settings: dict[str, Any]) -> int:
     from srgym.runners.run.build import pick_device, use_threads
     from srgym.runners.run.upscaling import Upscaling, default_policy, find_policy, plan, upscale_file
 
-    use_threads(chosen["threads"])
-    given = chosen["policy"] or default_policy() or "compact"
-    told = (None if chosen[key] is None else str(chosen[key]) for key in ("model", "lora"))
-    policy = find_policy(str(given), chosen["scale"], *told).to(pick_device(chosen["device"])).eval()
-    colour = chosen["colour"]
+    use_threads(settings["threads"])
+    named = settings["policy"] or default_policy() or "compact"
+    places = (None if settings[key] is None else str(settings[key]) for key in ("model", "lora"))
+    policy = find_policy(str(named), settings["scale"], *places).to(pick_device(settings["device"])).eval()
+    colour = settings["colour"]
     if colour == "auto":
         colour = "none" if policy.name == "compact" else "adain"
     how = Upscaling(
-        chosen["steps"], chosen["seed"], chosen["solver"], colour, chosen["tile"], chosen["overlap"], chosen["adapter"]
+        settings["steps"],
+        settings["seed"],
+        settings["solver"],
+        colour,
+        settings["tile"],
+        settings["overlap"],
+        settings["adapter"],
     )
-    pairs = plan(inputs, None if chosen["out"] is None else str(chosen["out"]), policy.scale, chosen["overwrite"])
-    print(f"policy: {given}", file=sys.stderr)
+    pairs = plan(inputs, None if settings["out"] is None else str(settings["out"]), policy.scale, settings["overwrite"])
+    print(f"policy: {named}", file=sys.stderr)
     failed = 0
     for number, (source, target) in enumerate(pairs, 1):
         try:

@@ -65,12 +65,12 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
-        found = self._found()
-        for folder in found:
+        folders = self._found()
+        for folder in folders:
             try:
                 verify(folder)
             except Damaged as damage:
-                last = folder == found[-1]
+                last = folder == folders[-1]
                 then = "there is none before, so this starts afresh" if last else "using the one before"
                 warnings.warn(f"passing over a damaged checkpoint: {damage}; {then}", stacklevel=2)
                 continue

@@ -114,8 +114,8 @@ class World:
         if self.alone:
             return dict(values)
         summed: dict[str, float] = {}
-        for told in self.gather(dict(values)):
-            for name, value in told.items():
+        for theirs in self.gather(dict(values)):
+            for name, value in theirs.items():
                 summed[name] = summed.get(name, 0.0) + value
         return summed
 
@@ -130,8 +130,10 @@ class World:
 
     def lost(self, error: Exception) -> LostProcess | None:
         """What to raise for an error of the messages between processes; None for any other."""
-        told = f"{type(error).__name__} {error}".lower()
-        if self.alone or not any(word in told for word in ("gloo", "nccl", "distnetwork", "distbackend", "diststore")):
+        message = f"{type(error).__name__} {error}".lower()
+        if self.alone or not any(
+            word in message for word in ("gloo", "nccl", "distnetwork", "distbackend", "diststore")
+        ):
             return None
         return LostProcess(
             f"process {self.rank} of {self.size} lost the others: one of them ended (its own message says why), or "
@@ -177,9 +179,9 @@ class World:
         names = sorted(rollout["components"].keys())
         own = {name: rollout[name].tolist() for name in ("reward", "valid", "group")}
         own |= {f"components.{name}": rollout["components"][name].tolist() for name in names}
-        told = self.gather(own)
-        columns = {name: [value for part in told for value in part[name]] for name in own}
-        columns["group"] = [f + (i << 32) for i, part in enumerate(told) for f in part["group"]]
+        parts = self.gather(own)
+        columns = {name: [value for part in parts for value in part[name]] for name in own}
+        columns["group"] = [f + (i << 32) for i, part in enumerate(parts) for f in part["group"]]
         kinds = {name: rollout["components"][name].dtype for name in names}
         components = {name: torch.tensor(columns[f"components.{name}"], dtype=kinds[name]) for name in names}
         size = [len(columns["group"])]
@@ -187,7 +189,7 @@ class World:
             {name: torch.tensor(columns[name]) for name in ("reward", "valid", "group")}, batch_size=size
         )
         gathered["components"] = TensorDict(components, batch_size=size)
-        return gathered, sum(len(part["group"]) for part in told[: self.rank])
+        return gathered, sum(len(part["group"]) for part in parts[: self.rank])
 
     def parts(self, rows: TensorDict | None, size: int, spare: TensorDict | None) -> Iterator[tuple[TensorDict, float]]:
         """Microbatches of this process's rows, each with its share of all processes' rows.
@@ -328,17 +330,17 @@ def unshard(policy: FlowPolicy, main: bool) -> None:
     policy.sharded = False
 
 
-def agree(told: Sequence[Mapping[str, Any]]) -> tuple[float, bool, int | None]:
+def agree(states: Sequence[Mapping[str, Any]]) -> tuple[float, bool, int | None]:
     """(seconds, finished, signal) that all processes go on with, from what each of them sees.
 
     Raises:
         ValueError: if they aren't at the same iteration.
     """
-    iterations = [each["iteration"] for each in told]
+    iterations = [each["iteration"] for each in states]
     if len(set(iterations)) > 1:
         raise Refusal(
             f"the processes are at iterations {iterations} and must be at the same: is out= a folder that all of them "
             "see?"
         )
-    signals = [each["signal"] for each in told if each["signal"] is not None]
-    return max(each["seconds"] for each in told), any(each["finished"] for each in told), next(iter(signals), None)
+    signals = [each["signal"] for each in states if each["signal"] is not None]
+    return max(each["seconds"] for each in states), any(each["finished"] for each in states), next(iter(signals), None)

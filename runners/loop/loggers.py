@@ -183,11 +183,11 @@ def make_loggers(
     Raises:
         ValueError: for a name that isn't in `LOGGERS`.
     """
-    chosen = [names] if isinstance(names, str) else list(names)
-    check_loggers(chosen)
+    wanted = [names] if isinstance(names, str) else list(names)
+    check_loggers(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(folder / "metrics.csv", after), PictureLogger(folder / "pictures")]
-    for name in chosen:
+    for name in wanted:
         if name == "tensorboard":
             loggers.append(TensorBoardLogger(folder / "tensorboard", after, config))
         elif name != "csv":

@@ -170,10 +170,10 @@ class Runner:
         """The signal that any process got; and from here on all see the same time and the same end."""
         if self.world.alone:
             return signal
-        told = self.world.gather(
+        states = self.world.gather(
             {"seconds": self.seconds, "finished": self.agent.finished, "signal": signal, "iteration": self.iteration}
         )
-        seconds, finished, agreed = agree(told)
+        seconds, finished, agreed = agree(states)
         self._agreed = (seconds, finished)
         return agreed
 
@@ -375,19 +375,19 @@ class Runner:
         Raises:
             ValueError: if the checkpoint is of another config.
         """
-        found = self._checkpoints.latest()
-        if found is None:
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is None:
             return False
-        self._load(found)
+        self._load(checkpoint)
         return True
 
-    def _load(self, found: Checkpoint) -> None:
-        values = found.values
+    def _load(self, checkpoint: Checkpoint) -> None:
+        values = checkpoint.values
         same_config(values["config"], self.config, self.folder)
-        state.load_policy_state(self.policy, found.tensors["policy"])
-        state.load_optimizer_state(self._optimizer, self._names, found.tensors.get("optimizer", {}))
-        state.load_generator_state(found.tensors["generators"], values["generators"])
-        self.agent.load_state({**found.tensors.get("agent", {}), **values["agent"]})
+        state.load_policy_state(self.policy, checkpoint.tensors["policy"])
+        state.load_optimizer_state(self._optimizer, self._names, checkpoint.tensors.get("optimizer", {}))
+        state.load_generator_state(checkpoint.tensors["generators"], values["generators"])
+        self.agent.load_state({**checkpoint.tensors.get("agent", {}), **values["agent"]})
         self.iteration, self.updates, self.images = values["iteration"], values["updates"], values["images"]
         self.skipped, self._spent, self._evaluated = values["skipped"], values["seconds"], values.get("evaluated")
         if self.world.main:  # they are sums over the processes

@@ -27,9 +27,9 @@ class ContextSampler:
 
     def take(self, count: int) -> Tensor:
         """The next `count` contexts' indices, int64 [count]."""
-        chosen = self.peek(count)
+        indices = self.peek(count)
         self.taken += count
-        return chosen
+        return indices
 
     def peek(self, count: int, ahead: int = 0) -> Tensor:
         """What `take(count)` will return after `ahead` more contexts have been taken."""

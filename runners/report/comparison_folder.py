@@ -82,9 +82,9 @@ def read_comparison(folder: Path) -> Comparison:
         place = folder / "cells" / name
         if not (place / "done.json").is_file():
             continue
-        frame, found = read_evaluation(place)
+        frame, own = read_evaluation(place)
         frames.append(_labelled(frame, cell))
-        record = found if cell["role"] == START else record or found
+        record = own if cell["role"] == START else record or own
         done = json.loads((place / "done.json").read_text())
         costs[name] = {**done["cost"], "whole": done["seconds"]}
         if cell["role"] != START and (place / "evaluations.csv").is_file():

@@ -133,10 +133,10 @@ def _verdicts(comparison: Comparison) -> list[Block]:
     for label in comparison.agents:
         blocks += _verdict(comparison, label, contrasts, adjusted)
     rows = []
-    for one, other in combinations(comparison.agents, 2):
-        if comparison.reward(one) == comparison.reward(other):
-            gap = difference(comparison.frame, one, other, comparison.reward(one))
-            rows.append([f"**{one} over {other}**", f"{comparison.reward(one)} {signed(gap)}", compared(gap)])
+    for first, second in combinations(comparison.agents, 2):
+        if comparison.reward(first) == comparison.reward(second):
+            gap = difference(comparison.frame, first, second, comparison.reward(first))
+            rows.append([f"**{first} over {second}**", f"{comparison.reward(first)} {signed(gap)}", compared(gap)])
     if rows:
         blocks.append(Table(["who is better", "by", "in words"], rows, words=True))
     tuned = {label: entry.get("tuned") for label, entry in comparison.plan["entries"].items()}
@@ -258,18 +258,18 @@ def _learning(comparison: Comparison) -> list[Block]:
             blocks += [Figures(drawn)]
     if not blocks:
         return [Text("No run was evaluated while it was trained.")]
-    said = (
+    introduction = (
         f"On held-out photographs while training, means with {_CROSSED} (of a single seed, as the controls have, over "
         "photographs alone). Seconds leave out the evaluations; runs beside each other on shared cores slow each other "
         "down."
     )
     tables = cost_tables(comparison, comparison.rewards[0]) if len(comparison.rewards) == 1 else []
     costs: list[Block] = [Heading("What a level of the reward costs", 3), *tables] if tables else []
-    return [Text(said), *blocks, *costs]
+    return [Text(introduction), *blocks, *costs]
 
 
 def _curve(comparison: Comparison, labels: Sequence[str], metric: str, cost: str) -> Figure | None:
-    bands = {label: one for label in labels if (one := band(comparison, label, metric, cost)) is not None}
+    bands = {label: curve for label in labels if (curve := band(comparison, label, metric, cost)) is not None}
     if not bands:
         return None
     title = f"{metric} against {COSTS[cost]}"
@@ -294,7 +294,7 @@ def _planes(comparison: Comparison) -> list[Block]:
     frame, figures = comparison.frame, []
     for x, y in plane_axes(metric_names(frame)):
         shown = [*comparison.agents, *_controls(comparison)]
-        paths = {label: one for label in shown if (one := path(comparison, label, x, y)) is not None}
+        paths = {label: drawn for label in shown if (drawn := path(comparison, label, x, y)) is not None}
         if not paths:
             continue
         points = {
@@ -323,15 +323,17 @@ def _how_sure(comparison: Comparison) -> list[Block]:
         figures = [*_improvement(comparison, metric), *_profile(comparison, metric)]
         if figures:
             blocks.append(Figures(figures))
-    said = f"Probability of improvement: how likely a run of one beats a run of the other on a context; {_CROSSED}."
-    return [Text(said), *blocks]
+    introduction = (
+        f"Probability of improvement: how likely a run of one beats a run of the other on a context; {_CROSSED}."
+    )
+    return [Text(introduction), *blocks]
 
 
 def _improvement(comparison: Comparison, metric: str) -> list[Figure]:
     chances: dict[str, Interval] = {}
-    for one, other in combinations(comparison.agents, 2):
-        (x, _, photographs), (y, _, _) = (_matrix(comparison, label, metric) for label in (one, other))
-        chances[f"{one} > {other}"] = probability_of_improvement(x, y, photographs)
+    for first, second in combinations(comparison.agents, 2):
+        (x, _, photographs), (y, _, _) = (_matrix(comparison, label, metric) for label in (first, second))
+        chances[f"{first} > {second}"] = probability_of_improvement(x, y, photographs)
     if not chances:
         return []
     text = "; ".join(f"{pair}: {interval_text(chance)}" for pair, chance in chances.items())

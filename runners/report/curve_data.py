@@ -25,12 +25,12 @@ def seed_curves(comparison: Comparison, label: str, metric: str, cost: str) -> l
     if frame.empty:
         return []
     rows = frame[(frame["method"] == label) & (frame["metric"] == metric)]
-    found: list[Curve] = []
+    curves: list[Curve] = []
     for _, own in rows.groupby("run"):
         points = own.groupby("iteration").agg({cost: "first", "value": "mean"}).dropna()
         if len(points) > 1:
-            found.append((points[cost].to_numpy(dtype=float), points["value"].to_numpy(dtype=float)))
-    return found
+            curves.append((points[cost].to_numpy(dtype=float), points["value"].to_numpy(dtype=float)))
+    return curves
 
 
 def band(comparison: Comparison, label: str, metric: str, cost: str) -> Band | None:
@@ -121,5 +121,5 @@ def _mean(costs: NDArray[np.float64]) -> str:
 def _ratio(costs: NDArray[np.float64], others: NDArray[np.float64]) -> str:
     if not (np.isfinite(costs).all() and np.isfinite(others).all() and (others > 0).all()) or not len(costs):
         return "-"
-    one: Interval = ratio_interval(costs, others)
-    return interval_text(one)
+    ratio: Interval = ratio_interval(costs, others)
+    return interval_text(ratio)

@@ -68,13 +68,13 @@ def _protocol(record: Mapping[str, Any]) -> str:
 def record_tables(record: Mapping[str, Any]) -> list[Table]:
     """The metrics' variants and the methods' sampling, which belong to the numbers."""
     metrics = [
-        [label, one["reward"], one["variant"], one["colour_space"], one["weights"]]
-        for label, one in record["metrics"].items()
+        [label, facts["reward"], facts["variant"], facts["colour_space"], facts["weights"]]
+        for label, facts in record["metrics"].items()
     ]
     methods = []
-    for name, one in record["methods"].items():
-        rest = ", ".join(f"{key} {value}" for key, value in one.items() if key != "colour_fix")
-        methods.append([name, rest, str(one["colour_fix"])])
+    for name, facts in record["methods"].items():
+        rest = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "colour_fix")
+        methods.append([name, rest, str(facts["colour_fix"])])
     return [
         Table(["metric", "computed by", "variant", "colour space", "weights"], metrics, _DIRECTION, words=True),
         Table(["method", "how", "colour fix"], methods, words=True),

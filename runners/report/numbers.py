@@ -26,22 +26,22 @@ def plain(value: float, decimals: int = 3) -> str:
     return _shown(value, decimals)
 
 
-def interval_text(one: Interval, sign: bool = False, more: int = 0) -> str:
+def interval_text(interval: Interval, sign: bool = False, more: int = 0) -> str:
     """`value [low, high]`; the bounds are left out where there are none.
 
     Args:
         more: decimals beyond what the interval supports, where levels of one sample are told apart.
     """
-    decimals = _decimals(one.high - one.low) + more
-    value = _shown(one.value, decimals, sign)
-    if not math.isfinite(one.low):
+    decimals = _decimals(interval.high - interval.low) + more
+    value = _shown(interval.value, decimals, sign)
+    if not math.isfinite(interval.low):
         return value
-    return f"{value} [{_shown(one.low, decimals, sign)}, {_shown(one.high, decimals, sign)}]"
+    return f"{value} [{_shown(interval.low, decimals, sign)}, {_shown(interval.high, decimals, sign)}]"
 
 
-def signed(one: Interval) -> str:
+def signed(interval: Interval) -> str:
     """A difference with its interval, signs shown."""
-    return interval_text(one, sign=True)
+    return interval_text(interval, sign=True)
 
 
 def amount(value: float) -> str:

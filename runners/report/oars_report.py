@@ -304,12 +304,12 @@ def _logged(log: pd.DataFrame, column: str) -> Band:
 def _costs(run: RunFolder, seconds: float | None) -> list[Block]:
     # On Linux the peak is in KiB. It is this process's, which is the one that trained if the report ends its run.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    said = f"Peak memory of the process that wrote this report: {plain(peak, 2)} GiB."
+    text = f"Peak memory of the process that wrote this report: {plain(peak, 2)} GiB."
     if seconds is not None:
-        said += f" Evaluation and pictures took {plain(seconds, 0)} s."
+        text += f" Evaluation and pictures took {plain(seconds, 0)} s."
     made = ", ".join(f"{name} {value}" for name, value in run.record.get("made_with", {}).items())
     command = shlex.join(run.record.get("command", []))
-    blocks: list[Block] = [Heading("What it cost"), cost_table({s.name: s.cost for s in run.stages}), Text(said)]
+    blocks: list[Block] = [Heading("What it cost"), cost_table({s.name: s.cost for s in run.stages}), Text(text)]
     if command:
         blocks.append(Text(f"Command: `{command}`." + (f" {made}." if made else "")))
     return blocks

@@ -46,7 +46,7 @@ def make_panels(pictures: Sequence[Mapping[str, Any]], caption: str = "") -> Pan
 
 def strip(panels: Sequence[Panel], gap: int = 6) -> bytes:
     """Panels beside each other in one PNG, on white."""
-    images = [Image.open(io.BytesIO(one.png)) for one in panels]
+    images = [Image.open(io.BytesIO(panel.png)) for panel in panels]
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     whole = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0

@@ -112,12 +112,12 @@ def forest(
     """
 
     def draw(axes: Any, theme: Theme) -> None:
-        for row, one in enumerate(intervals.values()):
-            clear = one.low > line or one.high < line
-            colour = theme.lines[4] if not clear else theme.lines[0] if one.value > line else theme.lines[1]
-            if np.isfinite(one.low):
-                axes.plot([one.low, one.high], [row, row], color=colour, solid_capstyle="round")
-            axes.plot([one.value], [row], "o", color=colour, markerfacecolor=colour if clear else theme.paper)
+        for row, interval in enumerate(intervals.values()):
+            clear = interval.low > line or interval.high < line
+            colour = theme.lines[4] if not clear else theme.lines[0] if interval.value > line else theme.lines[1]
+            if np.isfinite(interval.low):
+                axes.plot([interval.low, interval.high], [row, row], color=colour, solid_capstyle="round")
+            axes.plot([interval.value], [row], "o", color=colour, markerfacecolor=colour if clear else theme.paper)
         axes.axvline(line, color=theme.ink, linewidth=0.9)
         if limits is not None:
             axes.set_xlim(*limits)

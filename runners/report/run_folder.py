@@ -78,14 +78,14 @@ class RunFolder:
 
     def under_control(self) -> set[str]:
         """The stages that owe something to a random reward: trained on it, or made from one that was."""
-        found: set[str] = set()
+        owing: set[str] = set()
         for stage in self.stages:
             random = stage.kind == "train" and not stage.imitates and stage.reward.get("name") in CONTROLS
-            if random or found & set(stage.parents):
-                found.add(stage.name)
-        return found
+            if random or owing & set(stage.parents):
+                owing.add(stage.name)
+        return owing
 
-    def roles(self, given: Mapping[str, str | None] | None = None) -> Roles:
+    def roles(self, named: Mapping[str, str | None] | None = None) -> Roles:
         """The parts, as `given` or found: SFT is the last cold start, control the last stage that owes something to a
         random reward, final the last one that doesn't.
 
@@ -93,34 +93,34 @@ class RunFolder:
             ValueError: if no stage can be the final one, or a name that is given is no stage.
         """
         names, control = [stage.name for stage in self.stages], self.under_control()
-        found: dict[str, str | None] = {
+        defaults: dict[str, str | None] = {
             "sft": _last([stage.name for stage in self.stages if stage.imitates and stage.name not in control]),
             "final": _last([name for name in names if name not in control]),
             "control": _last([name for name in names if name in control]),
         }
-        chosen = {**found, **(given or {})}
-        for part, name in chosen.items():
+        parts = {**defaults, **(named or {})}
+        for part, name in parts.items():
             if name is not None and name not in names:
                 raise Refusal(f"the report's {part} is '{name}', which is no stage: expected one of {', '.join(names)}")
-        final = chosen["final"]
+        final = parts["final"]
         if final is None:
             raise Refusal(f"{self.folder}: expected a stage that isn't a random-reward control, got none")
-        return Roles(chosen["sft"], final, chosen["control"])
+        return Roles(parts["sft"], final, parts["control"])
 
     def rewards(self) -> dict[str, dict[str, Any]]:
         """The rewards that stages outside the control were trained on, under labels, the last stage's first."""
-        control, found = self.under_control(), dict[str, dict[str, Any]]()
+        control, specs = self.under_control(), dict[str, dict[str, Any]]()
         for stage in reversed(self.stages):
             if stage.kind != "train" or stage.imitates or stage.name in control:
                 continue
             spec = stage.reward
-            if spec in found.values():
+            if spec in specs.values():
                 continue
             label = str(spec.get("name", "reward"))
-            if label in found:
+            if label in specs:
                 label = f"{label} ({spec.get('mode', stage.name)})"
-            found[label] = spec
-        return found
+            specs[label] = spec
+        return specs
 
     def trained_on(self) -> set[str]:
         """Every name inside those rewards: a metric among them isn't one that was never trained on."""

@@ -47,14 +47,14 @@ def difference_table(
     """Metrics (rows) by paired differences (columns), each with its 95% interval; one clear of zero is in bold."""
     rows = []
     for metric in metrics:
-        cells = [_marked(difference(frame, one, other, metric)) for one, other in pairs]
+        cells = [_marked(difference(frame, label, other, metric)) for label, other in pairs]
         rows.append([metric_title(metric, record), *cells])
-    return Table(["metric", *(f"{one} − {other}" for one, other in pairs)], rows, caption)
+    return Table(["metric", *(f"{label} − {other}" for label, other in pairs)], rows, caption)
 
 
-def _marked(one: Interval) -> str:
-    text = signed(one)
-    return f"**{text}**" if one.above_zero or one.below_zero else text
+def _marked(interval: Interval) -> str:
+    text = signed(interval)
+    return f"**{text}**" if interval.above_zero or interval.below_zero else text
 
 
 def published_table(table: PublishedTable, frame: pd.DataFrame, methods: Sequence[str], protocol: str) -> Table:

@@ -32,8 +32,8 @@ def against_baselines(frame: pd.DataFrame, name: str, baselines: Sequence[str], 
     if not known:
         return ""
     best = max(known, key=lambda other: known[other])
-    one = difference(frame, name, best, metric)
-    return f"Over the best that costs no reinforcement learning ({best}): {signed(one)}; {compared(one)}."
+    gap = difference(frame, name, best, metric)
+    return f"Over the best that costs no reinforcement learning ({best}): {signed(gap)}; {compared(gap)}."
 
 
 def claim(
@@ -98,7 +98,7 @@ def hacking_alert(name: str, reward: Interval, others: Mapping[str, Interval]) -
     Args:
         name: who is told of. reward, others: gains over the start.
     """
-    fallen = [f"{metric} {signed(one)}" for metric, one in others.items() if one.below_zero]
+    fallen = [f"{metric} {signed(gap)}" for metric, gap in others.items() if gap.below_zero]
     if not reward.above_zero or not fallen:
         return None
     return Callout(
@@ -112,10 +112,10 @@ def alerts(
     frame: pd.DataFrame, names: Sequence[str], start: str, metric: str, held_out: Sequence[str]
 ) -> list[Callout]:
     """`hacking_alert` for methods of one frame."""
-    found = []
+    callouts = []
     for name in names:
         others = {other: difference(frame, name, start, other) for other in held_out}
         alert = hacking_alert(name, difference(frame, name, start, metric), others)
         if alert is not None:
-            found.append(alert)
-    return found
+            callouts.append(alert)
+    return callouts

@@ -169,16 +169,16 @@ def _dithered(example: Example, most: float, generator: torch.Generator) -> Exam
     return replace(example, sr=noisy(example.sr), gt=noisy(example.gt), synthetic=noisy(example.synthetic))
 
 
-def _part(one: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Some of a context's super-resolutions and its truth: [M, 3, s, s], [3, s, s]."""
 
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    rows = torch.randperm(len(one.sr), generator=generator)[: settings.candidates_per_step]
-    side = min(settings.crop, *one.gt.shape[-2:])
-    top, left, turn, flip = draw(one.gt.shape[-2] - side + 1), draw(one.gt.shape[-1] - side + 1), draw(4), draw(2)
-    cut = (x[..., top : top + side, left : left + side] for x in (one.sr[rows], one.gt))
+    rows = torch.randperm(len(pool.sr), generator=generator)[: settings.candidates_per_step]
+    side = min(settings.crop, *pool.gt.shape[-2:])
+    top, left, turn, flip = draw(pool.gt.shape[-2] - side + 1), draw(pool.gt.shape[-1] - side + 1), draw(4), draw(2)
+    cut = (x[..., top : top + side, left : left + side] for x in (pool.sr[rows], pool.gt))
     # Other colours, darker or paler: there are few photographs, and a score must not be learnt of what they show.
     colours = torch.randperm(3, generator=generator)
     darker, lift = torch.rand(2, generator=generator).tolist()
@@ -260,7 +260,7 @@ def _fit(
         )  # fmt: skip
         model.save(folder / f"rm{stage}")
         last = history[-max(1, steps // 20) :]
-        told = {name: sum(row[name] for row in last) / len(last) for name in last[0]}
-        told |= {name: value for name, value in held_out(model, validation, _judge).items() if "spearman" in name}
-        print(f"finpercep, stage {stage}: " + ", ".join(f"{k} {v:.3g}" for k, v in told.items()), flush=True)
+        shown = {name: sum(row[name] for row in last) / len(last) for name in last[0]}
+        shown |= {name: value for name, value in held_out(model, validation, _judge).items() if "spearman" in name}
+        print(f"finpercep, stage {stage}: " + ", ".join(f"{k} {v:.3g}" for k, v in shown.items()), flush=True)
     return model

@@ -45,8 +45,8 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).partition("\n")[0]
-        raise Refusal(f"runner.device: expected auto, or a device of this machine, got '{name}' ({said})") from error
+        reason = str(error).partition("\n")[0]
+        raise Refusal(f"runner.device: expected auto, or a device of this machine, got '{name}' ({reason})") from error
 
 
 def build_task(

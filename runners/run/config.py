@@ -283,33 +283,33 @@ def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    chosen = deepcopy(dict(tree))
+    settings = deepcopy(dict(tree))
     for key, value, how in line.values:
         if key.split(".")[0] not in SECTIONS:
-            _set(chosen, key, value, how)
+            _set(settings, key, value, how)
     try:
-        chosen = OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)
+        settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
     except OmegaConfBaseException as error:
-        said, part = str(error).partition("\n")[0], ".".join(str(error.full_key).split(".")[:3])
+        reason, part = str(error).partition("\n")[0], ".".join(str(error.full_key).split(".")[:3])
         raise ConfigError(
-            f"{error.full_key} follows another setting, which isn't there ({said}): choose its part as well, "
+            f"{error.full_key} follows another setting, which isn't there ({reason}): choose its part as well, "
             f"{part}=NAME"
         ) from error
     for key, annotation in _TOP.items():
-        check_value(annotation, chosen.get(key), key)
-    check_folder(Path(chosen["out"]))
-    listed: dict[str, Any] = chosen.get("stages") or {"main": {}}
+        check_value(annotation, settings.get(key), key)
+    check_folder(Path(settings["out"]))
+    listed: dict[str, Any] = settings.get("stages") or {"main": {}}
     stages: list[StageConfig] = []
     for name, stage in listed.items():
-        stages.append(_stage(name, stage or {}, chosen, line, [done.name for done in stages]))
-    logger = chosen["logger"]
+        stages.append(_stage(name, stage or {}, settings, line, [done.name for done in stages]))
+    logger = settings["logger"]
     return RunConfig(
-        name=str(chosen["name"]),
-        seed=chosen["seed"],
-        out=Path(chosen["out"]),
+        name=str(settings["name"]),
+        seed=settings["seed"],
+        out=Path(settings["out"]),
         logger=[logger] if isinstance(logger, str) else list(logger or []),
         stages=stages,
-        tree=chosen,
+        tree=settings,
         overrides=line.given,
         config_dirs=line.folders,
     )

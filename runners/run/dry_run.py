@@ -46,7 +46,7 @@ def dry_run(config: RunConfig) -> str:
     Raises:
         ValueError: for settings that can't be.
     """
-    told: list[str] = []
+    summary: list[str] = []
     worst: tuple[float, StageConfig] | None = None
     known: dict[str, tuple[str, Estimate]] = {}
     missing: dict[str, None] = {}
@@ -61,18 +61,18 @@ def dry_run(config: RunConfig) -> str:
         work = workload(stage)
         if work is None:
             name = stage.sections["agent"]["name"]
-            told += [f"stage {stage.name}", f"  unknown: agent '{name}' doesn't say what it costs (Agent.workload)"]
+            summary += [f"stage {stage.name}", f"  unknown: agent '{name}' doesn't say what it costs (Agent.workload)"]
             continue
         like, predicted = known.get(key) or (stage.name, _predict(stage, work))
         known[key] = like, predicted
         lines = str(predicted).splitlines() if like == stage.name else []
-        told += [f"stage {stage.name}" + ("" if lines else f": as {like}"), *(f"  {line}" for line in lines)]
-        told += [f"  {line}" for line in _time(stage, predicted)]
+        summary += [f"stage {stage.name}" + ("" if lines else f": as {like}"), *(f"  {line}" for line in lines)]
+        summary += [f"  {line}" for line in _time(stage, predicted)]
         if worst is None or predicted.peak > worst[0]:
             worst = (predicted.peak, stage)
     if worst is not None:
-        told += _fit(*worst)
-    return "\n".join([*told, *(f"missing here: {message}" for message in missing)])
+        summary += _fit(*worst)
+    return "\n".join([*summary, *(f"missing here: {message}" for message in missing)])
 
 
 def _knobs(stage: StageConfig) -> list[Any]:
@@ -115,10 +115,10 @@ def _device() -> tuple[str, float, int | None]:
 
 def _processor() -> tuple[str, float]:
     """This processor's operations a second, as a product of matrices attains them."""
-    one = torch.ones(768, 768)
-    torch.mm(one, one)
+    matrix = torch.ones(768, 768)
+    torch.mm(matrix, matrix)
     started = time.perf_counter()
-    torch.mm(one, one)
+    torch.mm(matrix, matrix)
     return "this processor", 2 * 768**3 / (time.perf_counter() - started)
 
 

@@ -98,13 +98,13 @@ def slurm_script(config: RunConfig, arguments: Sequence[str], options: Mapping[s
         "--requeue", f"--signal=B:USR1@{lead}", "--open-mode=append", f"--output={out}/slurm-%j.log", "--export=ALL",
         *shlex.split(options["sbatch"] or ""),
     ]  # fmt: skip
-    given = [argument for argument in arguments if not argument.startswith("out=")]
+    overrides = [argument for argument in arguments if not argument.startswith("out=")]
     filled = {
         "LEAD": str(lead), "DIRECTORY": shlex.quote(str(Path.cwd())), "FOLDER": shlex.quote(str(out)),
         "PYTHON": shlex.quote(sys.executable), "PROCESSES": str(max(gpus, 1)), "PATIENCE": str(lead - _GRACE),
-        "ARGUMENTS": shlex.join([*given, f"out={out}"]),
+        "ARGUMENTS": shlex.join([*overrides, f"out={out}"]),
     }  # fmt: skip
-    body = re.sub(r"\b(" + "|".join(filled) + r")\b", lambda found: filled[found[0]], _BODY)
+    body = re.sub(r"\b(" + "|".join(filled) + r")\b", lambda match: filled[match[0]], _BODY)
     setup = f"\n{options['setup']}\n" if options["setup"] else ""
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {line}" for line in lines if line)]) + "\n" + setup + body
 

@@ -31,8 +31,10 @@ def made_with() -> dict[str, str]:
 @cache
 def _commit(package: Path) -> str:
     """The commit of the checkout that a package is used from; empty for an installed one."""
-    told = _git(package, "ls-files", "--error-unmatch", "__init__.py")  # a checkout around an installation isn't ours
-    commit = told and _git(package, "rev-parse", "--short=12", "HEAD")
+    tracked = _git(
+        package, "ls-files", "--error-unmatch", "__init__.py"
+    )  # a checkout around an installation isn't ours
+    commit = tracked and _git(package, "rev-parse", "--short=12", "HEAD")
     return f"{commit}+changes" if commit and _git(package, "status", "--porcelain", "-uno") else commit
 
 

@@ -65,22 +65,22 @@ def take_values(
         ConfigError: for a key that nobody has, with the nearest right one.
         Refusal: for a value of another kind, or an `out` (of a command that has one by default) that can't be made.
     """
-    chosen, rest = deepcopy(dict(settings)), []
+    values, rest = deepcopy(dict(settings)), []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if key.split(".")[0] in settings:
             if not equals:
                 raise ConfigError(f"expected {key}=value, got '{argument}'")
-            _put(chosen, settings, key, read_override(argument).value)
+            _put(values, settings, key, read_override(argument).value)
         elif others == ("*",) or key.lstrip("+~").split(".")[0] in others:
             rest.append(argument)
         else:
             raise ConfigError(f"unknown setting '{key}'{_nearest(key, [*flatten(settings), *others])}")
-    for key, value in leaves(chosen):
+    for key, value in leaves(values):
         check_value(kinds.get(key, _kind(settings.get(key))), value, key)
     if isinstance(settings.get("out"), str):
-        check_folder(Path(chosen["out"]))
-    return chosen, rest
+        check_folder(Path(values["out"]))
+    return values, rest
 
 
 def _kind(default: Any) -> Any:
@@ -94,9 +94,9 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(known)}"
 
 
-def _put(chosen: dict[str, Any], settings: Mapping[str, Any], key: str, value: Any) -> None:
+def _put(values: dict[str, Any], settings: Mapping[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
-    here, known, free = chosen, settings, False
+    here, known, free = values, settings, False
     for part in path:
         if not (free or isinstance(known.get(part), Mapping)):
             raise ConfigError(f"unknown setting '{key}'{_nearest(key, list(flatten(settings)))}")

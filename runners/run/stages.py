@@ -300,8 +300,8 @@ def make_runner(*overrides: str, quiet: bool = True, config_dirs: Sequence[Path]
     Returns:
         A run whose `.learn()` trains every stage and returns what each of them cost.
     """
-    given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
-    tree, line = compose(given, config_dirs)
+    words = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
+    tree, line = compose(words, config_dirs)
     return Run(resolve(tree, line), quiet=quiet)
 
 

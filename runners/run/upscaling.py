@@ -63,7 +63,7 @@ def default_policy(runs: Path = Path("runs")) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def find_policy(given: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> FlowPolicy:
+def find_policy(named: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> FlowPolicy:
     """A policy from a saved one's folder, a run's folder, or a name.
 
     Args:
@@ -76,7 +76,7 @@ def find_policy(given: str, scale: int | None = None, model: str | None = None, 
         FileNotFoundError: for what is neither.
         ValueError: for a LoRA that isn't in diffusers' format, or doesn't fit.
     """
-    policy = _find(given, scale, model)
+    policy = _find(named, scale, model)
     if lora is not None:
         if (Path(lora) / "policy.json").is_file():
             raise Refusal(f"lora={lora} is a saved policy, which knows its model: give it as policy={lora}")
@@ -84,15 +84,15 @@ def find_policy(given: str, scale: int | None = None, model: str | None = None, 
     return policy
 
 
-def _find(given: str, scale: int | None, model: str | None) -> FlowPolicy:
-    folder = policies.policy_folder(given)
+def _find(named: str, scale: int | None, model: str | None) -> FlowPolicy:
+    folder = policies.policy_folder(named)
     if (folder / "policy.json").is_file():
         return policies.load(folder)
-    if POLICIES.knows(given):
-        said = {"scale": scale, "path": model}
-        return policies.make(given, **{key: value for key, value in said.items() if value is not None})
+    if POLICIES.knows(named):
+        options = {"scale": scale, "path": model}
+        return policies.make(named, **{key: value for key, value in options.items() if value is not None})
     known = ", ".join(policies.available())
-    raise MissingFile(f"policy={given}: expected the folder of a policy or of a run, or one of {known}")
+    raise MissingFile(f"policy={named}: expected the folder of a policy or of a run, or one of {known}")
 
 
 def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) -> list[tuple[Path, Path]]:
@@ -107,8 +107,8 @@ def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) ->
         ValueError: if two images would become one file, or a file is there already and `overwrite` is off.
     """
     pairs: list[tuple[Path, Path]] = []
-    for given in inputs:
-        path = Path(given)
+    for name in inputs:
+        path = Path(name)
         if path.is_dir():
             target = Path(out) if out else path.with_name(f"{path.resolve().name}_x{scale}")
             pairs += [(file, (target / file.relative_to(path)).with_suffix(".png")) for file in image_files(path)]
