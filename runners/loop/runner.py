@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from srgym.agents.groups import with_scores
 from srgym.agents.registry import AGENTS
-from srgym.errors import Refusal
+from srgym.errors import Refusal, WrongType
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
@@ -282,6 +282,7 @@ class Runner:
         for part, share in self.world.parts(rows, self.settings.microbatch, spare):
             with self.policy.adapter("default"):
                 terms = self.agent.loss(part)
+                _check_terms(terms, self.agent)
                 objective = sum((value for key, value in terms.items() if key.startswith("loss_")), torch.zeros(()))
                 torch.autograd.backward(objective * share)
             for key, value in [("loss", objective), *terms.items()]:
@@ -393,6 +394,14 @@ class Runner:
         if self.world.main:  # they are sums over the processes
             self.meter.forwards, self.meter.flops = values["forwards"], values["flops"]
         self._sampler.taken = values["contexts_taken"]
+
+
+def _check_terms(terms: Any, agent: "Agent") -> None:
+    if not isinstance(terms, TensorDictBase):
+        raise WrongType(f"{type(agent).__name__}.loss: expected a TensorDict of scalars, got {type(terms).__name__}")
+    if not any(key.startswith("loss_") for key in terms.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
+        named = ", ".join(map(str, terms.keys())) or "nothing"
+        raise Refusal(f"{type(agent).__name__}.loss: expected a term named loss_*, which is learnt from, got {named}")
 
 
 def _due(every: int, iteration: int) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from srgym import rewards
@@ -142,3 +143,18 @@ def test_a_diverged_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_settings_that_are_no_numbers_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(Refusal, match=f"runner.{next(iter(setting))}: expected"):
         RunnerSettings(iterations=1, **setting)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"loss_policy": torch.zeros(())}, "expected a TensorDict of scalars, got dict"),
+        (TensorDict({"policy": torch.zeros(())}), r"expected a term named loss_\*, which is learnt from, got policy"),
+        (torch.zeros(()), "expected a TensorDict of scalars, got Tensor"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused_in_words(toy: Any, terms: Any, message: str) -> None:
+    agent = toy.agent(toy.policy())
+    agent.loss = lambda batch: terms
+    with pytest.raises(Refusal, match=f"ToyAgent.loss: {message}"):
+        toy.run(agent=agent).learn()
