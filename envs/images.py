@@ -15,7 +15,10 @@ from torch import Tensor
 
 from srgym.errors import MissingFile, Refusal
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "image_files", "image_size", "read_image", "to_float"]
+__all__ = [
+    "MAX_PIXELS", "SUFFIXES", "BadImage", "ImageCache", "has_transparency", "image_files", "image_size", "is_grey",
+    "read_image", "to_float",
+]  # fmt: skip
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -92,6 +95,21 @@ def image_size(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tu
 def to_float(image: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1]."""
     return image.float() / 255
+
+
+def is_grey(path: str | os.PathLike[str]) -> bool:
+    """Whether an image file has one channel of brightness and no colours."""
+    with Image.open(path) as image:
+        return image.mode in ("1", "L", "LA") or image.mode.startswith(("I;16", "I"))
+
+
+def has_transparency(path: str | os.PathLike[str]) -> bool:
+    """Whether any pixel of an image file isn't opaque."""
+    with Image.open(path) as image:
+        if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+            return False
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        return bool(lowest < 255)
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:

@@ -1,19 +1,20 @@
 """Photographs in, larger photographs out: for people who have a policy and images."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from srgym import policies
-from srgym.envs.images import image_files, read_image, to_float
+from srgym.envs.images import SUFFIXES, BadImage, has_transparency, image_files, is_grey, read_image, to_float
 from srgym.errors import MissingFile, Refusal
-from srgym.files import to_png, write_whole
+from srgym.files import check_folder, to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
@@ -31,12 +32,14 @@ class Upscaling:
     """How photographs are upscaled; it is written into each of them.
 
     Attributes:
-        steps, seed, solver: of the sampling.
+        sampling: "mean" (the policy's prediction, where it makes one: the most accurate) or "sample".
+        steps, seed, solver: of a sample.
         colour: the colour fix, see `fix_colour`.
         tile, overlap: in LR pixels, see `srgym.policies.tiling.upscale`.
         adapter: under which a policy with adapters runs.
     """
 
+    sampling: Literal["mean", "sample"] = "sample"
     steps: Count = 6
     seed: Natural = 0
     solver: str = "euler"
@@ -100,12 +103,15 @@ def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) ->
 
     Args:
         inputs: image files and folders of them.
-        out: a .png for one file, else a folder; None: beside what is given, `photo_x4.png` and `folder_x4/`.
+        out: for one file a file too, by its suffix, else a folder; None: beside what is given, `photo_x4.png` and
+            `folder_x4/`.
 
     Raises:
         FileNotFoundError: for an input that isn't there.
         ValueError: if two images would become one file, or a file is there already and `overwrite` is off.
     """
+    if out is not None:
+        check_folder(Path(out).parent if _names_a_file(out) else Path(out))
     pairs: list[tuple[Path, Path]] = []
     for name in inputs:
         path = Path(name)
@@ -117,10 +123,25 @@ def plan(inputs: Sequence[str], out: str | None, scale: int, overwrite: bool) ->
         elif out is None:
             pairs.append((path, path.with_name(f"{path.stem}_x{scale}.png")))
         else:
-            single = len(inputs) == 1 and Path(out).suffix.lower() == ".png"
+            single = len(inputs) == 1 and _names_a_file(out)
             pairs.append((path, Path(out) if single else Path(out) / f"{path.stem}.png"))
+    pairs = _apart(pairs)
     _check_targets(pairs, overwrite)
     return pairs
+
+
+def _names_a_file(out: str) -> bool:
+    return Path(out).suffix.lower() in SUFFIXES and not Path(out).is_dir()
+
+
+def _apart(pairs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Of images that differ in their suffix alone, each but the first becomes a file that names its suffix."""
+    kept: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in kept:
+            target = target.with_name(f"{target.stem}_{source.suffix[1:].lower()}.png")
+        kept.setdefault(target, source)
+    return [(source, target) for target, source in kept.items()] if len(kept) == len(pairs) else list(pairs)
 
 
 def _check_targets(pairs: Sequence[tuple[Path, Path]], overwrite: bool) -> None:
@@ -142,15 +163,21 @@ def upscale_file(
     The orientation is applied to the pixels and then dropped from the EXIF data. How it was made is in the PNG's text
     `srgym`, as JSON.
 
+    A grey image stays grey. The suffix of the target says its format.
+
     Raises:
-        BadImage: for a file that can't be used, naming it.
+        BadImage: for a file that can't be used, naming it; one with transparency is among them.
     """
     lr = to_float(read_image(source))
+    if has_transparency(source):
+        raise BadImage(f"{source}: expected an image without transparency, which would be lost: flatten it first")
     with policy.adapter(how.adapter):
         sr = upscale(
             policy, lr, steps=how.steps, seed=how.seed, solver=how.solver, tile=how.tile, overlap=how.overlap,
-            progress=progress,
+            mean=how.sampling == "mean", progress=progress,
         )  # fmt: skip
+    if is_grey(source):
+        sr = sr.mean(0, keepdim=True).expand_as(sr)
     if how.colour != "none":
         reference = F.interpolate(lr[None], size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
         sr = fix_colour(sr[None], reference, how.colour)[0]
@@ -176,4 +203,10 @@ def _write(sr: Tensor, target: Path, kept: dict[str, Any], described: dict[str, 
 
     text = PngInfo()
     text.add_text("srgym", json.dumps(described))
-    write_whole(target, to_png(sr, pnginfo=text, **kept))
+    content = to_png(sr, pnginfo=text, **kept)
+    if target.suffix.lower() != ".png":
+        buffer = io.BytesIO()
+        kind = Image.registered_extensions()[target.suffix.lower()]
+        Image.open(io.BytesIO(content)).save(buffer, kind, quality=95, **kept)
+        content = buffer.getvalue()
+    write_whole(target, content)

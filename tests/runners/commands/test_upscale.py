@@ -96,8 +96,11 @@ def test_plans(tmp_path: Path) -> None:
     first, second = photo(tmp_path / "a.png"), photo(tmp_path / "b" / "a.jpg")
     assert plan([str(first)], None, 2, False) == [(first, tmp_path / "a_x2.png")]
     assert plan([str(first)], str(tmp_path / "new"), 2, False) == [(first, tmp_path / "new" / "a.png")]
+    new = tmp_path / "new"
+    assert plan([str(first), str(second)], str(new), 2, False) == [(first, new / "a.png"), (second, new / "a_jpg.png")]
+    third = photo(tmp_path / "c" / "a.jpg")
     with pytest.raises(ValueError, match="would both become"):
-        plan([str(first), str(second)], str(tmp_path / "new"), 2, False)
+        plan([str(first), str(second), str(third)], str(new), 2, False)
 
 
 def run_folder(root: Path, name: str, policy: Path, *, run: str = "oars", complete: bool = True) -> Path:
@@ -122,3 +125,64 @@ def test_the_newest_complete_main_run_is_the_default(policy: Path, tmp_path: Pat
 def test_no_such_policy() -> None:
     with pytest.raises(FileNotFoundError, match="policy=nowhere: expected the folder of a policy or of a run"):
         find_policy("nowhere")
+
+
+def saved(path: Path, mode: str = "RGB", colour: object = (90, 140, 200)) -> Path:
+    Image.new(mode, (16, 16), colour).save(path)
+    return path
+
+
+def test_a_grey_photograph_stays_grey(tmp_path: Path) -> None:
+    source = tmp_path / "grey.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)).save(source)
+    assert main(["upscale", str(source), "policy=compact", "sampling=sample"]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "grey_x4.png").convert("RGB")).astype(int)
+    assert pixels.std() > 5 and np.ptp(pixels, axis=2).max() == 0
+
+
+def test_transparency_is_refused_and_opaque_alpha_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clear, opaque = saved(tmp_path / "a.png", "RGBA", (9, 9, 9, 128)), saved(tmp_path / "b.png", "RGBA", (9, 9, 9, 255))
+    assert main(["upscale", str(clear), str(opaque), "policy=compact"]) == 2
+    said = capsys.readouterr().err
+    assert f"{clear}: expected an image without transparency" in said and "1 of 2 images were skipped" in said
+    assert (tmp_path / "b_x4.png").is_file() and not (tmp_path / "a_x4.png").exists()
+
+
+def test_a_single_result_has_the_format_that_its_name_says(tmp_path: Path) -> None:
+    source = saved(tmp_path / "photo.png")
+    assert main(["upscale", str(source), "policy=compact", f"out={tmp_path / 'large.jpg'}"]) == 0
+    with Image.open(tmp_path / "large.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (64, 64))
+
+
+def test_two_images_of_one_stem_become_two_files(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    saved(folder / "a.jpg"), saved(folder / "a.png")
+    assert main(["upscale", str(folder), "policy=compact", f"out={tmp_path / 'out'}"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a_png.png"]
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = saved(tmp_path / "photo.png")
+    assert main(["upscale", str(source), "policy=compact", f"out={source / 'below'}"]) == 2
+    assert f"{source} is a file" in capsys.readouterr().err
+
+
+def test_the_mean_is_the_default_where_a_policy_predicts_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(source)
+    lr = torch.from_numpy(np.array(Image.open(source))).permute(2, 0, 1)[None].float() / 255
+    expected = (find_policy("compact").predict_mean(lr)[0] * 255).round().to(torch.uint8)
+    for said, sampling in (([], "mean"), (["seed=1"], "sample"), (["seed=1", "sampling=mean"], "mean")):
+        target = tmp_path / f"{len(said)}.png"
+        assert main(["upscale", str(source), "policy=compact", f"out={target}", *said]) == 0
+        assert f"policy: compact; {sampling}" in capsys.readouterr().err
+        with Image.open(target) as image:
+            assert json.loads(image.text["srgym"])["sampling"] == sampling
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        assert torch.equal(pixels, expected) == (sampling == "mean")
