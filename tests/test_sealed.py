@@ -95,7 +95,7 @@ def test_a_description_of_a_network_that_nobody_means_is_refused_before_it_is_bu
     described = json.loads((tmp_path / "policy.json").read_text())
     (tmp_path / "policy.json").write_text(json.dumps({**described, "config": {**described["config"], **config}}))
     seal(tmp_path)
-    with pytest.raises(ValueError, match="whole number from 1 to 1024"):
+    with pytest.raises(ValueError, match="whole number"):
         policies.load(tmp_path)
 
 

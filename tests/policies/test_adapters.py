@@ -124,7 +124,11 @@ def test_a_transplant_that_does_not_fit_names_the_tensor(tiny_policy):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rank": 0}, "rank is at least 1"), ({"alpha": 0}, "alpha is above 0"), ({"targets": ("nope",)}, "'nope'")],
+    [
+        ({"rank": 0}, "lora.rank: expected at least 1, got 0"),
+        ({"alpha": 0}, "lora.alpha: expected above 0, got 0"),
+        ({"targets": ("nope",)}, "'nope'"),
+    ],
 )
 def test_wrong_lora_settings_are_sentences(tiny_policy, settings, message):
     with pytest.raises(ValueError, match=message):
