@@ -100,7 +100,7 @@ def to_float(image: Tensor) -> Tensor:
 def is_grey(path: str | os.PathLike[str]) -> bool:
     """Whether an image file has one channel of brightness and no colours."""
     with Image.open(path) as image:
-        return image.mode in ("1", "L", "LA") or image.mode.startswith(("I;16", "I"))
+        return image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I;16 and its byte orders
 
 
 def has_transparency(path: str | os.PathLike[str]) -> bool:

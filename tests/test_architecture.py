@@ -33,7 +33,7 @@ def imported(path: Path) -> set[str]:
 
 # Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
 ROOMS = ("measure", "loop", "settings", "reward_models", "report", "run", "compare", "commands")
-SETTINGS = {"config", "overrides", "build"}
+SETTINGS = {"config", "groups", "overrides", "build"}
 
 
 def room(parts: tuple[str, ...]) -> str:

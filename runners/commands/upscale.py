@@ -11,9 +11,8 @@
   scale=N           of a policy by name; a saved one has its own
   model=PATH        the folder of the foundation model, in diffusers' format, of a policy by name
   lora=PATH         a LoRA as diffusers writes it, put onto that
-  sampling=auto     mean: the policy's prediction, which is the most accurate and what a perceptual judge that nothing
-                    was trained on prefers; sample: one of its samples; auto: the mean where the policy predicts one,
-                    unless steps, seed or solver is said
+  sampling=mean     the policy's prediction, where it makes one (the default there, unless steps, seed or solver is
+                    said); sample: one of its samples
   steps=6 seed=0 solver=euler                        of a sample
   colour=auto       none, adain, wavelet; auto: none for the compact policy, adain for others
   tile=192 overlap=32                                in pixels of the input, for large images
@@ -26,34 +25,38 @@ The orientation is applied, the colour profile and EXIF data are kept. An image 
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from srgym.errors import MissingFile, Refusal
 from srgym.runners.commands.arguments import take_option
 from srgym.runners.run.overrides import take_values
+from srgym.settings import Count
 
 __all__ = ["run"]
 
 _DEFAULTS: dict[str, Any] = {
-    "out": None, "policy": None, "scale": None, "model": None, "lora": None, "sampling": "auto", "steps": 6, "seed": 0,
+    "out": None, "policy": None, "scale": None, "model": None, "lora": None, "sampling": None, "steps": 6, "seed": 0,
     "solver": "euler", "colour": "auto",
     "tile": 192, "overlap": 32, "adapter": "ema", "overwrite": False, "device": "auto", "threads": None,
 }  # fmt: skip
+_KINDS = {"threads": Count | None, "scale": Count | None, "sampling": Literal["mean", "sample"] | None,
+          "adapter": str | None}  # fmt: skip
 
 
 def run(arguments: list[str]) -> int:
     for option in ("policy", "out", "model", "lora"):  # --policy P, as other tools have it
         arguments += [f"{option}={value}" for value in take_option(arguments, f"--{option}")]
     inputs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    settings, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS)
+    settings, _ = take_values([argument for argument in arguments if argument not in inputs], _DEFAULTS, kinds=_KINDS)
     if not inputs:
         raise Refusal("srgym upscale expects an image or a folder of images, got none: srgym upscale photo.jpg")
     for path in inputs:
         if not Path(path).exists():
             raise MissingFile(f"expected an image or a folder of images at {path}, found nothing")
-    if settings["sampling"] == "auto":
-        said = {argument.partition("=")[0] for argument in arguments}
-        settings["sampling"] = "sample" if said & {"steps", "seed", "solver"} else "auto"
+    if settings["sampling"] is None and any(
+        argument.startswith(("steps=", "seed=", "solver=")) for argument in arguments
+    ):
+        settings["sampling"] = "sample"
     return _upscale(inputs, settings)
 
 
@@ -65,22 +68,12 @@ def _upscale(inputs: list[str], settings: dict[str, Any]) -> int:
     named = settings["policy"] or default_policy() or "compact"
     places = (None if settings[key] is None else str(settings[key]) for key in ("model", "lora"))
     policy = find_policy(str(named), settings["scale"], *places).to(pick_device(settings["device"])).eval()
-    sampling = settings["sampling"]
-    if sampling == "auto":
-        sampling = "mean" if hasattr(policy, "predict_mean") else "sample"
+    sampling: Any = settings["sampling"] or ("mean" if hasattr(policy, "predict_mean") else "sample")
     colour = settings["colour"]
     if colour == "auto":
         colour = "none" if policy.name == "compact" else "adain"
-    how = Upscaling(
-        sampling,
-        settings["steps"],
-        settings["seed"],
-        settings["solver"],
-        colour,
-        settings["tile"],
-        settings["overlap"],
-        settings["adapter"],
-    )
+    kept: dict[str, Any] = {key: settings[key] for key in ("steps", "seed", "solver", "tile", "overlap", "adapter")}
+    how = Upscaling(sampling=sampling, colour=colour, **kept)
     pairs = plan(inputs, None if settings["out"] is None else str(settings["out"]), policy.scale, settings["overwrite"])
     default = "the base that ships" if named == "compact" else "the newest OARS run under runs/"
     print(f"policy: {named}{'' if settings['policy'] else f', {default}'}; {sampling}", file=sys.stderr)

@@ -4,11 +4,15 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["Failed", "Health"]
+from srgym.errors import Refusal, WrongType
+
+__all__ = ["Failed", "Health", "check_terms"]
 
 _INVALID = 0.2
 _UPDATES = 20
@@ -113,3 +117,12 @@ class Health:
 
     def _failure(self, iteration: int, what: str, advice: str) -> Failed:
         return Failed(f"{what}; {advice} ({self.place(iteration)})")
+
+
+def check_terms(terms: Any, agent: str) -> None:
+    """Refuse what a loss returned, where it isn't a TensorDict with a term that is learnt from."""
+    if not isinstance(terms, TensorDictBase):
+        raise WrongType(f"{agent}.loss: expected a TensorDict of scalars, got {type(terms).__name__}")
+    if not any(key.startswith("loss_") for key in terms.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
+        named = ", ".join(map(str, terms.keys())) or "nothing"
+        raise Refusal(f"{agent}.loss: expected a term named loss_*, which is learnt from, got {named}")

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.groups import with_scores
 from srgym.agents.registry import AGENTS
-from srgym.errors import Refusal, WrongType
+from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
 from srgym.runners.loop.collect import collect, imagined, statistics
 from srgym.runners.loop.distributed import World, agree, whole
-from srgym.runners.loop.health import Failed, Health
+from srgym.runners.loop.health import Failed, Health, check_terms
 from srgym.runners.loop.interrupt import Interrupted, listening
 from srgym.runners.loop.loggers import Logger
 from srgym.runners.loop.meter import Meter, instrumented
@@ -282,7 +282,7 @@ class Runner:
         for part, share in self.world.parts(rows, self.settings.microbatch, spare):
             with self.policy.adapter("default"):
                 terms = self.agent.loss(part)
-                _check_terms(terms, self.agent)
+                check_terms(terms, type(self.agent).__name__)
                 objective = sum((value for key, value in terms.items() if key.startswith("loss_")), torch.zeros(()))
                 torch.autograd.backward(objective * share)
             for key, value in [("loss", objective), *terms.items()]:
@@ -394,14 +394,6 @@ class Runner:
         if self.world.main:  # they are sums over the processes
             self.meter.forwards, self.meter.flops = values["forwards"], values["flops"]
         self._sampler.taken = values["contexts_taken"]
-
-
-def _check_terms(terms: Any, agent: "Agent") -> None:
-    if not isinstance(terms, TensorDictBase):
-        raise WrongType(f"{type(agent).__name__}.loss: expected a TensorDict of scalars, got {type(terms).__name__}")
-    if not any(key.startswith("loss_") for key in terms.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
-        named = ", ".join(map(str, terms.keys())) or "nothing"
-        raise Refusal(f"{type(agent).__name__}.loss: expected a term named loss_*, which is learnt from, got {named}")
 
 
 def _due(every: int, iteration: int) -> bool:

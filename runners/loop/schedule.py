@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from srgym.errors import Refusal
 
-__all__ = ["SCHEDULES", "Budget", "learning_rate"]
-
-SCHEDULES = ("constant", "cosine", "warmup")
+__all__ = ["Budget", "learning_rate"]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from srgym.runners.report.summary import by_crop, difference, level, metric_name
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
 from srgym.runners.report.verdicts import against_baselines, compared, hacking_alert
 from srgym.runners.report.writing import write
-from srgym.runners.run.config import flatten
+from srgym.settings import leaves
 
 __all__ = ["compare_document", "plane_axes", "write_compare_report"]
 
@@ -83,8 +83,8 @@ def _settings(comparison: Comparison) -> list[Block]:
     entries = {label: entry.get("hyperparameters") for label, entry in comparison.plan["entries"].items()}
     if any(own is None for own in entries.values()):
         return []
-    flat = {label: {key: _value(own, key) for key in flatten(own)} for label, own in entries.items()}
-    keys = dict.fromkeys(key for own in flat.values() for key, value in own.items() if not isinstance(value, Mapping))
+    flat = {label: dict(leaves(own)) for label, own in entries.items() if own is not None}
+    keys = dict.fromkeys(key for own in flat.values() for key in own)
     rows = [[key, *(str(own.get(key, "-")) for own in flat.values())] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
     shared = ", ".join(f"{row[0]} {row[1]}" for row in rows if len(set(row[1:])) == 1)
@@ -95,12 +95,6 @@ def _settings(comparison: Comparison) -> list[Block]:
         Heading("Settings"), Table(["setting", *flat], differing, "What differs. A dash: the agent hasn't got it."),
         Text(f"Shared by all: {shared or 'nothing'}."), Text(text),
     ]  # fmt: skip
-
-
-def _value(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
 
 
 def _versions(comparison: Comparison) -> str:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,6 +32,7 @@ from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.reward_models import audit_lines as lines
 from srgym.runners.reward_models.audit_lines import Line, contract
 from srgym.runners.run.build import build_policy, build_task
+from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["AREAS", "STRENGTHS", "WEIGHTS", "Audit", "AuditSettings"]
 
@@ -57,17 +59,15 @@ class AuditSettings:
     policy: Mapping[str, Any]
     env: Mapping[str, Any]
     judges: Mapping[str, Any]
-    contexts: int = 16
-    samples: int = 8
-    attacked: int = 8
-    steps: int = 6
-    ascent: int = 12
-    seed: int = 0
+    contexts: Annotated[int, Ge(2)] = 16
+    samples: Annotated[int, Ge(3)] = 8
+    attacked: Count = 8
+    steps: Count = 6
+    ascent: Count = 12
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("contexts", 2), ("samples", 3), ("attacked", 1), ("steps", 1), ("ascent", 1)):
-            if getattr(self, name) < least:
-                raise Refusal(f"an audit's {name} is at least {least}, got {getattr(self, name)}")
+        check_arguments(AuditSettings, vars(self), "")
 
 
 @dataclass

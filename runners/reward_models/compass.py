@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from srgym import rewards
 from srgym.envs import SRTask
-from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies import FlowPolicy, Noise, Sampling, derive_seeds
 from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.base import Incompatible
 from srgym.rewards.compass.train import Group, correlations, label, train_scorer
 from srgym.runners.run.build import build_task
+from srgym.settings import Count, check_arguments
 
 __all__ = ["ScorerSettings", "build_scorer", "candidates", "make_groups", "shaken"]
 
@@ -125,18 +125,16 @@ class ScorerSettings:
         steps: optimiser steps, each on `groups_per_step` groups; lr: the highest learning rate.
     """
 
-    groups: int = 300
-    validation_groups: int = 48
+    groups: Count = 300
+    validation_groups: Count = 48
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.03, 0.08)
-    steps: int = 2500
-    groups_per_step: int = 2
+    steps: Count = 2500
+    groups_per_step: Count = 2
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in ("groups", "validation_groups", "steps", "groups_per_step"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+        check_arguments(ScorerSettings, vars(self), "scorer.")
 
 
 def tasks_under(env: Mapping[str, Any], presets: Sequence[str], **changes: Any) -> list[SRTask]:

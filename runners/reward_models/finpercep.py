@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
 from srgym.rewards.finpercep.train import Example, make_examples, train
 from srgym.runners.reward_models.compass import candidates, shaken, tasks_under
+from srgym.settings import Count, check_arguments
 
 __all__ = ["FinPercepSettings", "Pool", "build_finpercep", "draw_examples", "held_out_examples", "make_pool"]
 
@@ -59,16 +61,16 @@ class FinPercepSettings:
         modulation: see `FinPercepRM`.
     """
 
-    contexts: int = 360
-    validation_contexts: int = 24
-    candidates: int = 8
-    quantile: float = 0.9
+    contexts: Count = 360
+    validation_contexts: Count = 24
+    candidates: Count = 8
+    quantile: Annotated[float, Gt(0), Le(1)] = 0.9
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.01, 0.03)
     steps: Sequence[int] = (0, 4000)
-    contexts_per_step: int = 2
-    candidates_per_step: int = 3
-    crop: int = 64
+    contexts_per_step: Count = 2
+    candidates_per_step: Count = 3
+    crop: Annotated[int, Ge(32)] = 64
     dither: float = 0.006
     lr: float = 2.5e-3
     map: float = 1.0
@@ -77,18 +79,11 @@ class FinPercepSettings:
     modulation: str = "clean"
 
     def __post_init__(self) -> None:
-        names = ("contexts", "validation_contexts", "candidates", "contexts_per_step", "candidates_per_step")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise Refusal(f"scorer.{name} is at least 1, got {getattr(self, name)}")
+        check_arguments(FinPercepSettings, vars(self), "scorer.")
         if not 1 <= len(self.steps) <= 4 or min(self.steps) < 0 or self.steps[-1] < 1:
             raise Refusal(
                 f"scorer.steps are those of stage 0, 1, ... (up to 3), the last at least 1, got {list(self.steps)}"
             )
-        if not 0 < self.quantile <= 1:
-            raise Refusal(f"scorer.quantile is above 0 and at most 1, got {self.quantile}")
-        if self.crop < 32:
-            raise Refusal(f"scorer.crop is at least 32 pixels, got {self.crop}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "any_reward", "build_agent", "build_evaluation", "build_policy", "build_reward", "build_skeleton", "build_task",
-    "check_order", "check_parts", "larger_crops", "pick_device", "use_threads",
+    "check_order", "check_parts", "larger_crops", "pick_device", "unmerged", "use_threads",
 ]  # fmt: skip
 
 
@@ -99,16 +99,21 @@ def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) ->
     return agent
 
 
+def unmerged(stage: StageConfig) -> Refusal:
+    """Of a stage without a LoRA that starts from a policy with one."""
+    return Refusal(
+        f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
+        "adapters: merge them first, or let the stage go on with the LoRA"
+    )
+
+
 def check_order(stages: Sequence[StageConfig]) -> None:
     """Refuse a stage that would train all weights of a policy which an earlier one has put adapters on."""
     carrying: set[str] = set()
     for stage in [stage for stage in stages if stage.kind == "train"]:
         inherits = stage.start_from in carrying
         if inherits and stage.sections["lora"] is None:
-            raise Refusal(
-                f"stage '{stage.name}' trains all weights (lora=null) but starts from '{stage.start_from}', which has "
-                "adapters: merge them first, or let the stage go on with the LoRA"
-            )
+            raise unmerged(stage)
         if inherits or stage.sections["lora"] is not None:
             carrying.add(stage.name)
 

@@ -9,31 +9,32 @@ stage's `when` blocks, the command line, the stage's own sections, the command l
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from srgym.agents.registry import AGENTS
-from srgym.envs.sources import SOURCES
 from srgym.errors import MissingFile
 from srgym.files import check_folder
-from srgym.policies.registry import POLICIES
-from srgym.registry import Registry
-from srgym.rewards.registry import REWARDS
 from srgym.runners.loop.settings import RunnerSettings
+from srgym.runners.run.groups import (
+    GROUPS,
+    PARTS,
+    SECTIONS,
+    choices,
+    constructor_section,
+    file_section,
+    named_part,
+    near,
+    options,
+)
 from srgym.runners.run.overrides import ConfigError, flatten, read_override
-from srgym.settings import Count, Natural, Positive, check_value, fill
+from srgym.settings import Count, Natural, Positive, check_arguments, check_value, fill
 
 __all__ = [
     "GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "choices", "compose", "flatten", "options",
     "resolve",
 ]  # fmt: skip
 
-SECTIONS = ("env", "reward", "policy", "agent", "runner", "lora")
-GROUPS = ("env", "reward", "policy", "agent", "runner", "experiment")
-_PARTS: dict[str, Registry[Any]] = {"env": SOURCES, "reward": REWARDS, "policy": POLICIES, "agent": AGENTS}
 _OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": ("scorer",)}
 _STAGE_KEYS = ("kind", "start_from", "when", *(key for keys in _OPTIONS.values() for key in keys))
 
@@ -97,26 +98,6 @@ class RunConfig:
         return ["srgym", "train", *(f"--config-dir={folder}" for folder in self.config_dirs), *self.overrides]
 
 
-def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """The files of a config group: the package's and those in the user's folders."""
-    places = [resources.files("srgym.configs"), *folders]
-    names = set()
-    for place in places:
-        here = place.joinpath(group)
-        if here.is_dir():
-            names |= {item.name.removesuffix(".yaml") for item in here.iterdir() if item.name.endswith(".yaml")}
-    return sorted(names)
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    """Ends an error message with the nearest name there is."""
-    by_leaf = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
-    match = [by_leaf[name]] if name in by_leaf else get_close_matches(name, known, 1, 0.6)
-    if not match:
-        match = [by_leaf[leaf] for leaf in get_close_matches(name.rpartition(".")[2], list(by_leaf), 1, 0.6)]
-    return f"; did you mean '{match[0]}'?" if match else ""
-
-
 @dataclass(frozen=True)
 class LoraSection:
     """The section `lora`: adapters of this rank, `alpha` (the update is scaled by alpha / rank), on modules that are
@@ -126,6 +107,9 @@ class LoraSection:
     rank: Count
     alpha: Positive
     targets: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(LoraSection, vars(self), "lora.")
 
 
 @dataclass(frozen=True)
@@ -142,40 +126,25 @@ class CommandLine:
 def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> CommandLine:
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
-            raise ConfigError(f"expected key=value, got '{text}'{_near(text, [f'{group}=...' for group in GROUPS])}")
+            raise ConfigError(f"expected key=value, got '{text}'{near(text, [f'{group}=...' for group in GROUPS])}")
     groups, unfiled, parts, values = [], {}, [], []
     for override in map(read_override, overrides):
         key, value = override.key, override.value
         section = key.rpartition(".")[2]
         if override.swept:
             raise ConfigError(f"'{override.text}' asks for several runs; a command runs one: quote a list as [a,b]")
-        if key.startswith("stages.") and key.count(".") == 2 and section in _PARTS and isinstance(value, str):
-            parts.append((key, _named(section, value), override.how))  # before what is said of it
+        if key.startswith("stages.") and key.count(".") == 2 and section in PARTS and isinstance(value, str):
+            parts.append((key, named_part(section, value), override.how))  # before what is said of it
         elif key not in GROUPS or not isinstance(value, str):
             values.append((key, value, override.how))
         elif value in options(key, folders):
             groups.append(override.text.lstrip("+"))
-        elif key in _PARTS and _PARTS[key].knows(value):
-            unfiled[key] = _PARTS[key].full_name(value)
+        elif key in PARTS and PARTS[key].knows(value):
+            unfiled[key] = PARTS[key].full_name(value)
         else:
             known = choices(key, folders)
-            raise ConfigError(f"{key}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
+            raise ConfigError(f"{key}={value} doesn't exist: expected one of {', '.join(known)}{near(value, known)}")
     return CommandLine(list(overrides), [folder.absolute() for folder in folders], groups, unfiled, [*parts, *values])
-
-
-def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """What a group can be set to by name."""
-    return sorted({*options(group, folders), *(_PARTS[group].names() if group in _PARTS else ())})
-
-
-def _unfiled(group: str, name: str) -> dict[str, Any]:
-    """The section of a part without a file: the defaults of its constructor, and what our files add to that."""
-    section = {"name": name, **_PARTS[group].defaults(name)}
-    if group == "env":
-        section["prompts"] = False
-    if group == "policy" and "scale" in section:
-        section["scale"] = None  # that of the contexts
-    return section
 
 
 def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dict[str, Any], CommandLine]:
@@ -197,7 +166,7 @@ def compose(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[dic
     line = _parse(overrides, folders)
     tree = deepcopy(_composed(tuple(line.groups), tuple(folder.resolve() for folder in folders)))
     for group, name in line.unfiled.items():
-        tree[group] = _unfiled(group, name)
+        tree[group] = constructor_section(group, name)
     _check_keys(tree, line)
     return tree, line
 
@@ -226,7 +195,7 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
     known = {*flatten(tree), *GROUPS}
     anything: list[str] = []
     for group, name in line.unfiled.items():
-        its = _PARTS[group].options(_PARTS[group].find(name))
+        its = PARTS[group].options(PARTS[group].find(name))
         known |= {f"{group}.{option}" for option in its or ()}  # some have no default that YAML can hold
         anything += [group] if its is None else []
     for block in (tree.get("when") or {}).values():
@@ -238,16 +207,16 @@ def _check_keys(tree: Mapping[str, Any], line: CommandLine) -> None:
         known |= {f"{here}.{key}" for key in (*_STAGE_KEYS, *SECTIONS)}
         for section in SECTIONS:
             known |= {f"{here}.{section}.{key}" for key in flatten(tree.get(section))}
-        for section in _PARTS:
+        for section in PARTS:
             part: dict[str, Any] = next((value for key, value, _ in line.values if key == f"{here}.{section}"), {})
             named = [value for key, value, _ in line.values if key == f"{here}.{section}.name"]
             named = named or [part.get("name")]
-            filed = _filed(section, named[0]) if isinstance(named[0], str) else {}
+            filed = file_section(section, named[0]) if isinstance(named[0], str) else {}
             known |= {f"{here}.{section}.{key}" for key in flatten({**part, **filed})}
     for key, _, how in line.values:
         if key in known or how == "add" or key.split(".")[0] in anything:
             continue
-        raise ConfigError(f"unknown setting '{key}'{_near(key, sorted(known))}")
+        raise ConfigError(f"unknown setting '{key}'{near(key, sorted(known))}")
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, how: str) -> None:
@@ -267,7 +236,7 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any], where: str) -> None:
     """Put `extra` into `base`, whose keys are all there are."""
     for key, value in extra.items():
         if key not in base:
-            raise ConfigError(f"{where} sets '{key}', which isn't there{_near(key, list(base))}")
+            raise ConfigError(f"{where} sets '{key}', which isn't there{near(key, list(base))}")
         if isinstance(value, Mapping) and isinstance(base[key], dict):
             _merge(base[key], value, f"{where}.{key}")
         else:
@@ -321,11 +290,11 @@ def _stage(
     unknown = [key for key in stage if key not in (*_STAGE_KEYS, *SECTIONS)]
     if unknown:
         raise ConfigError(
-            f"stage '{name}' has an unknown key '{unknown[0]}'{_near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
+            f"stage '{name}' has an unknown key '{unknown[0]}'{near(unknown[0], [*_STAGE_KEYS, *SECTIONS])}"
         )
     for section in [section for section in SECTIONS if section in stage]:
         check_value(_SECTION_KINDS.get(section, Mapping[str, Any]), stage[section], f"stages.{name}.{section}")
-        if section in _PARTS and isinstance(stage[section], Mapping):
+        if section in PARTS and isinstance(stage[section], Mapping):
             check_value(str, stage[section].get("name", ""), f"stages.{name}.{section}.name")
     kind = stage.get("kind", "train")
     check_value(Literal[*_OPTIONS], kind, f"stages.{name}.kind")
@@ -345,17 +314,6 @@ def _stage(
     if kind == "merge":
         sections = {section: sections[section] for section in ("env", "policy", "runner")}
     return StageConfig(name, kind, start, sections, {key: stage[key] for key in _OPTIONS[kind] if key in stage})
-
-
-def _named(section: str, value: str) -> dict[str, Any]:
-    """A stage's own part that is said by its name alone, `stages.NAME.reward=dists`, as the group's file has it."""
-    filed = _filed(section, value)
-    if filed:
-        return {"name": filed["name"]} if section == "env" else filed  # its size and scale are the run's
-    if not _PARTS[section].knows(value):
-        known = choices(section)
-        raise ConfigError(f"{section}={value} doesn't exist: expected one of {', '.join(known)}{_near(value, known)}")
-    return _unfiled(section, _PARTS[section].full_name(value))
 
 
 def _check_sections(sections: Mapping[str, Any], stage: Mapping[str, Any]) -> None:
@@ -399,21 +357,12 @@ def _own_section(section: str, stage: Mapping[str, Any], tree: Mapping[str, Any]
     own: dict[str, Any] | None = deepcopy(stage[section] if section in _replaced(stage) else tree.get(section))
     if section == "env" and own is not None and section in _replaced(stage):
         # Another source for a stage: its file's defaults, and the run's size and scale, unless the stage says more.
-        filed = _filed("env", own["name"])
+        filed = file_section("env", own["name"])
         shared = {key: value for key, value in (tree.get("env") or {}).items() if key in ("size", "scale")}
         own = {**filed, **{key: value for key, value in shared.items() if key in filed}, **own}
-    if section in _PARTS and own and "name" in own:
-        own["name"] = _PARTS[section].full_name(own["name"])
+    if section in PARTS and own and "name" in own:
+        own["name"] = PARTS[section].full_name(own["name"])
     return own
-
-
-def _filed(group: str, name: str) -> dict[str, Any]:
-    """What the package's file of a part says; nothing for a part without one."""
-    import yaml
-
-    path = resources.files("srgym.configs").joinpath(group, f"{name}.yaml")
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return loaded
 
 
 def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mapping[str, Any], where: str) -> None:
@@ -422,7 +371,7 @@ def _apply_when(sections: dict[str, Any], names: Mapping[str, str], block: Mappi
         section, _, name = condition.partition("=")
         if section not in SECTIONS:
             raise ConfigError(f"{where} has the condition '{condition}': expected section=name, as in agent=flow_grpo")
-        if names.get(section) != (_PARTS[section].full_name(name) if section in _PARTS else name):
+        if names.get(section) != (PARTS[section].full_name(name) if section in PARTS else name):
             continue
         for target, values in settings.items():
             if target not in SECTIONS:

@@ -267,6 +267,8 @@ class Run:
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         else:
             policy = policies.load(self._stage_folder(stage.start_from) / "policy")
+        if policy.has_adapters and lora is None:
+            raise build.unmerged(stage)
         if lora is not None and not policy.has_adapters:
             targets = tuple(lora["targets"]) if lora.get("targets") else None
             policy.add_adapters(lora["rank"], lora["alpha"], targets, seed=self.config.seed)

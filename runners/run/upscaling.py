@@ -70,7 +70,7 @@ def find_policy(named: str, scale: int | None = None, model: str | None = None, 
     """A policy from a saved one's folder, a run's folder, or a name.
 
     Args:
-        given: which.
+        named: which.
         scale: of a policy by name.
         model: the folder, in diffusers' format, of a policy by name over a foundation model.
         lora: a LoRA as diffusers writes it, file or folder, put onto that policy.
@@ -136,12 +136,13 @@ def _names_a_file(out: str) -> bool:
 
 def _apart(pairs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     """Of images that differ in their suffix alone, each but the first becomes a file that names its suffix."""
-    kept: dict[Path, Path] = {}
+    apart: list[tuple[Path, Path]] = []
+    taken: set[Path] = set()
     for source, target in pairs:
-        if target in kept:
-            target = target.with_name(f"{target.stem}_{source.suffix[1:].lower()}.png")
-        kept.setdefault(target, source)
-    return [(source, target) for target, source in kept.items()] if len(kept) == len(pairs) else list(pairs)
+        free = target.with_name(f"{target.stem}_{source.suffix[1:].lower()}.png") if target in taken else target
+        taken.add(free)
+        apart.append((source, free))
+    return apart
 
 
 def _check_targets(pairs: Sequence[tuple[Path, Path]], overwrite: bool) -> None:

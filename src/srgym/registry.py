@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from srgym.errors import Refusal, WrongType
-from srgym.settings import check_arguments
+from srgym.settings import check_arguments, nearest, parameters
 
 __all__ = ["TRUST", "Registry", "Spec", "Untrusted", "class_of", "named_by", "plain", "quoted"]
 
@@ -179,17 +178,8 @@ class Registry(Generic[Maker]):
         """The keyword arguments that a part takes, with their defaults (`inspect.Parameter.empty` where it must be
         supplied), those of base classes too where it passes them on; None if it takes any.
         """
-        known: dict[str, Any] = {}
-        for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
-            if kind is not maker and "__init__" not in vars(kind):
-                continue
-            parameters = inspect.signature(kind).parameters.values()
-            for p in parameters:
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in self.supplied:
-                    known.setdefault(p.name, p.default)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                return known
-        return None
+        known, anything = parameters(maker)
+        return None if anything else {n: p.default for n, p in known.items() if n not in self.supplied}
 
     def defaults(self, name: str) -> dict[str, Any]:
         """The options of a part that have a default which a configuration can hold, with it."""
@@ -207,10 +197,10 @@ class Registry(Generic[Maker]):
 
     def check(self, maker: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
         """`check_options`, of the part itself; `name` is what it is called in a message."""
-        anything = self.options(maker) is None
-        known = self.options(maker) or {}
+        listed = self.options(maker)
+        known = listed or {}
         for option in options:
-            if option not in known and not anything:
+            if option not in known and listed is not None:
                 takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
                 raise Refusal(f"{self.noun} '{name}' has no option '{option}': {nearest(option, known)}{takes}")
         missing = [key for key, value in known.items() if value is inspect.Parameter.empty and key not in options]
@@ -250,12 +240,6 @@ def class_of(path: str) -> Callable[[Any], bool]:
         return isinstance(maker, type) and issubclass(maker, getattr(import_module(module), name))
 
     return fits
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest name, to be put before the rest of a message; empty where none is near."""
-    near = get_close_matches(name, list(known), 1)
-    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def plain(value: Any) -> Any:

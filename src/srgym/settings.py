@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin
@@ -14,7 +14,10 @@ from srgym.errors import Refusal, WrongType
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["Count", "Natural", "Positive", "Share", "check_arguments", "check_value", "fill", "leaves"]
+__all__ = [
+    "Count", "Natural", "Positive", "Share", "check_arguments", "check_value", "fill", "leaves", "nearest",
+    "parameters",
+]  # fmt: skip
 
 Settings = TypeVar("Settings")
 
@@ -52,18 +55,15 @@ def check_arguments(maker: Callable[..., Any], values: Mapping[str, Any], where:
 
 
 def fill(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """A class of settings, from values by name.
+    """A class of settings, which checks its values itself, from values by name.
 
     Raises:
-        Refusal: for a name that it hasn't got, with the nearest; for a value of another type.
+        Refusal: for a name that it hasn't got, with the nearest; for what the class refuses.
     """
     known = list(inspect.signature(kind).parameters)
     for name in values:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise Refusal(f"unknown setting '{where}{name}': {hint}expected one of {', '.join(known)}")
-    check_arguments(kind, values, where)
+            raise Refusal(f"unknown setting '{where}{name}': {nearest(name, known)}expected one of {', '.join(known)}")
     return kind(**values)
 
 
@@ -89,15 +89,34 @@ def check_value(annotation: Any, value: Any, name: str) -> None:
         raise WrongType(f"{name}: expected a number, got nan")
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest name, to be put before the rest of a message; empty where none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def parameters(maker: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of a class or a function that can be given by name, those of base classes too where it passes them
+    on; and whether it takes any name besides.
+    """
+    known: dict[str, inspect.Parameter] = {}
+    for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
+        if kind is not maker and "__init__" not in vars(kind):
+            continue
+        listed = inspect.signature(kind).parameters.values()
+        for p in listed:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                known.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in listed):
+            return known, False
+    return known, True
+
+
 @cache
 def _annotations(maker: Callable[..., Any]) -> dict[str, Any]:
-    annotations: dict[str, Any] = {}
-    for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
-        if kind is maker or "__init__" in vars(kind):
-            for parameter in inspect.signature(kind).parameters.values():
-                annotations.setdefault(parameter.name, parameter.annotation)
+    said = {name: parameter.annotation for name, parameter in parameters(maker)[0].items()}
     unsaid = (inspect.Parameter.empty, Any)
-    return {name: kind for name, kind in annotations.items() if kind not in unsaid and not isinstance(kind, str)}
+    return {name: kind for name, kind in said.items() if kind not in unsaid and not isinstance(kind, str)}
 
 
 def _adapter(annotation: Any) -> "TypeAdapter[Any] | None":

@@ -195,7 +195,7 @@ def test_a_folder_of_further_photographs_is_split_as_it_lies(tmp_path):
         alone, source = make(split=split, size=64), make(split=split, size=64, more=tmp_path)
         assert [p.name for p in source.photographs if p not in alone.photographs] == [f"{split}_sky"]
         last = source[len(source) - 1]
-        assert last.id.startswith(f"{split}_sky/") or split == "train"
+        assert last.id.startswith(f"{split}_sky/")
         assert all(source[i].id == alone[i].id for i in (0, len(alone) - 1))
     sample = make(split="test", size=64, more=tmp_path)[len(make(split="test", size=64))]
     assert sample.prompt is None and sample.hr.mean((1, 2)).tolist() == [1.0, 0.0, 0.0]

@@ -56,4 +56,4 @@ def test_what_cannot_be_audited_gets_a_sentence(tmp_path: Path, capsys: pytest.C
     assert main(["rewards", "audit", "psnr", f"out={tmp_path}"]) == 2
     assert "psnr_y" in capsys.readouterr().err
     assert main(["rewards", "audit", "psnr_y", "samples=1", f"out={tmp_path}"]) == 2
-    assert "an audit's samples is at least 3, got 1" in capsys.readouterr().err
+    assert "samples: expected at least 3, got 1" in capsys.readouterr().err

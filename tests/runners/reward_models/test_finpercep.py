@@ -69,8 +69,8 @@ def test_examples_are_parts_of_the_pool_and_follow_the_seed(tiny_policy):
 
 @pytest.mark.parametrize(
     "change, told",
-    [({"contexts": 0}, "scorer.contexts is at least 1, got 0"), ({"steps": [3, 0]}, "the last at least 1"),
-     ({"crop": 16}, "at least 32 pixels, got 16")],
+    [({"contexts": 0}, "scorer.contexts: expected at least 1, got 0"), ({"steps": [3, 0]}, "the last at least 1"),
+     ({"crop": 16}, "scorer.crop: expected at least 32, got 16")],
 )  # fmt: skip
 def test_impossible_settings_are_refused(change, told):
     with pytest.raises(ValueError, match=told):
