@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srgym import agents, policies, rewards
+from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.policies.estimate import skeleton
-from srgym.policies.registry import POLICIES
+from srgym.policies.registry import POLICIES, policy_class
 from srgym.rewards.base import Reward
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.serving.readiness import ensure_ready
@@ -84,8 +85,7 @@ def build_reward(section: Any) -> Reward:
 
 def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPolicy:
     """The policy of a policy section, at the scale of the contexts unless the section says another."""
-    own_scale = section.get("scale", 0) is not None
-    return policies.make(section if own_scale else {**section, "scale": env.get("scale", 4)})
+    return policies.make(_scaled({"policy": section, "env": env}))
 
 
 def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
@@ -118,34 +118,44 @@ def check_order(stages: Sequence[StageConfig]) -> None:
             carrying.add(stage.name)
 
 
-def check_parts(sections: Mapping[str, Any], heldout: Mapping[str, Any] | None = None) -> None:
-    """Make what a stage needs and let it go, its policy without storage: hours of training shouldn't end in a
-    misspelling.
+def check_parts(sections: Mapping[str, Any], heldout: Mapping[str, Any] | None = None) -> "Agent | None":
+    """Make what a stage needs, its policy without storage: hours of training shouldn't end in a misspelling.
 
     Reward servers may still be down. A reward whose judge would be loaded into this process is left for its stage.
 
     Args:
         heldout: what changes in the env section for the evaluation during the run; None: there is none.
+
+    Returns:
+        The stage's agent, on that policy; None on a policy of somebody's, which may not be made without storage.
     """
     settings = RunnerSettings(**sections["runner"])
     pick_device(settings.device)
-    stand_in = build_skeleton(sections)
+    POLICIES.check_options(*POLICIES.read(_scaled(sections), {}))
+    AGENTS.check_options(*AGENTS.read(sections["agent"], {}))
     loads = _loads_a_judge(sections["reward"])
     reward = any_reward() if loads else rewards.make(sections["reward"])
-    agent = agents.make(sections["agent"], stand_in, reward)
-    task = build_task(sections["env"], None if loads else reward, policy_gives=stand_in.gives)
-    agent.check(task.source.provides)
+    kind = sections["policy"]["name"]
+    task = build_task(sections["env"], None if loads else reward, policy_gives=policy_class(kind).gives)
+    agent = None
+    if kind in POLICIES.builtin:
+        agent = agents.make(sections["agent"], build_skeleton(sections), reward)
+        agent.check(task.source.provides)
     if heldout is not None and settings.eval_every:
         build_task(sections["env"], **heldout)
+    return agent
 
 
 def build_skeleton(sections: Mapping[str, Any]) -> FlowPolicy:
     """A stage's policy, at the scale of its contexts, with the adapters that the stage trains, on the meta device."""
-    name, options = POLICIES.read(sections["policy"], {})
-    if "scale" in options and options["scale"] is None:
-        options["scale"] = sections["env"].get("scale") or 4
-    POLICIES.check_options(name, options)
+    name, options = POLICIES.read(_scaled(sections), {})
     return skeleton(name, options, sections["lora"])
+
+
+def _scaled(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's policy section, at the scale of its contexts unless it says another."""
+    own = dict(sections["policy"])
+    return own if own.get("scale", 0) is not None else {**own, "scale": sections["env"].get("scale") or 4}
 
 
 def any_reward() -> Reward:

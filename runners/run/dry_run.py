@@ -54,11 +54,11 @@ def dry_run(config: RunConfig) -> str:
     check_loggers(config.logger)
     for stage in [stage for stage in config.stages if stage.kind == "train"]:
         try:
-            check_parts(stage.sections, config.tree["heldout"])
+            agent = check_parts(stage.sections, config.tree["heldout"])
         except FileNotFoundError as error:
-            missing[str(error)] = None
+            missing[str(error)], agent = None, None
+        work = workload(stage) if agent is None else agent.workload()
         key = json.dumps([stage.sections[name] for name in ("policy", "env", "agent", "lora")] + [_knobs(stage)])
-        work = workload(stage)
         if work is None:
             name = stage.sections["agent"]["name"]
             summary += [f"stage {stage.name}", f"  unknown: agent '{name}' doesn't say what it costs (Agent.workload)"]

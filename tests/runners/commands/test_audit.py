@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from audit_table import table
 
 from srgym.runners.commands.cli import main
 
@@ -57,3 +58,12 @@ def test_what_cannot_be_audited_gets_a_sentence(tmp_path: Path, capsys: pytest.C
     assert "psnr_y" in capsys.readouterr().err
     assert main(["rewards", "audit", "psnr_y", "samples=1", f"out={tmp_path}"]) == 2
     assert "samples: expected at least 3, got 1" in capsys.readouterr().err
+
+
+def test_audits_are_put_side_by_side(tmp_path: Path) -> None:
+    lines = {"good": [("truth first", True), ("shift", None)], "bad": [("truth first", False), ("shift", True)]}
+    for name, said in lines.items():
+        (tmp_path / name).mkdir()
+        listed = [{"name": line, "holds": holds} for line, holds in said]
+        (tmp_path / name / "audit.json").write_text(json.dumps({"lines": listed}))
+    assert table(tmp_path).splitlines()[2:] == ["| good | 1 of 1 | none |", "| bad | 1 of 2 | truth first |"]

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-from skimage import data
 
 from srgym.runners.commands.cli import main
 from srgym.runners.run.build import build_task
@@ -25,19 +23,6 @@ FED = {
     name: ("photographs", "hr_folder") if name == "compact_base" else ("photographs", "hr_folder", PAIRS)
     for name in options("experiment")
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten corners of a photograph, 128 pixels wide, and their LR."""
-    root = tmp_path_factory.mktemp("images")
-    for name in ("hr", "lr"):
-        (root / name).mkdir()
-    for i in range(10):
-        image = Image.fromarray(data.astronaut()[10 * i : 10 * i + 128, 100 : 100 + 128])
-        image.save(root / "hr" / f"{i}.png")
-        image.resize((32, 32), Image.Resampling.BICUBIC).save(root / "lr" / f"{i}.png")
-    return root
 
 
 def source(name: str, folders: Path) -> list[str]:

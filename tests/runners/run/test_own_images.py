@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from skimage import data
 
 from srgym import make_runner
 from srgym.runners.run.config import ConfigError
@@ -14,19 +12,6 @@ from srgym.runners.run.config import ConfigError
 TINY = ["policy.weights=null", "policy.encoder_width=8", "policy.encoder_depth=1", "policy.width=8", "policy.middle=8",
         "effort=0.01", "lora.rank=2", "runner.contexts=2", "runner.eval_contexts=2",
         "stages.cold_start.runner.contexts=2", "report.limit=2", "report.pictures=1", "logger=csv"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten photographs' corners of 96 pixels, and their LR."""
-    root = tmp_path_factory.mktemp("images")
-    for name in ("hr", "lr"):
-        (root / name).mkdir()
-    for i in range(10):
-        image = Image.fromarray(data.astronaut()[10 * i : 10 * i + 96, 100 : 100 + 96])
-        image.save(root / "hr" / f"{i}.png")
-        image.resize((24, 24), Image.Resampling.BICUBIC).save(root / "lr" / f"{i}.png")
-    return root
 
 
 def learnt(*overrides: str) -> tuple[Any, str]:

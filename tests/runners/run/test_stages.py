@@ -12,6 +12,7 @@ from srgym import policies
 from srgym.policies.base import FlowPolicy
 from srgym.policies.merging import merge_policies
 from srgym.runners import Run, make_runner
+from srgym.runners.commands.cli import main
 from srgym.runners.run.stages import remove_run
 
 SMOKE = ("experiment=smoke", "runner.images_every=0", "runner.iterations=2", "logger=csv")
@@ -164,3 +165,36 @@ def test_only_a_run_is_overwritten(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, copy)
     remove_run(copy)
     assert not copy.exists()
+
+
+STUBBORN = """
+import torch
+from srgym.policies.compact import CompactPolicy
+
+class Stubborn(CompactPolicy):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.told = float(torch.ones(3).sum())  # which has no value without storage
+"""
+
+
+def test_a_policy_that_cannot_be_made_without_storage_trains_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stubborn_policy.py").write_text(STUBBORN)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = [f"policy.{key}={value}" for key, value in
+             {"weights": "null", "encoder_width": 8, "encoder_depth": 1, "width": 8, "middle": 8}.items()]  # fmt: skip
+    run = make_runner(*SMOKE, "policy=stubborn_policy:Stubborn", *(f"+{o}" for o in small), f"out={tmp_path / 'run'}")
+    assert list(run.learn()) == ["cold_start", "reinforce", "merged"]
+
+
+def test_a_run_from_ones_own_config_folder_is_resumed_without_naming_it(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = (Path(__file__).parents[3] / "configs" / "experiment" / "smoke.yaml").read_text()
+    (tmp_path / "mine" / "experiment" / "my_smoke.yaml").write_text(text)
+    line = ["train", "experiment=my_smoke", "logger=csv", "runner.images_every=0", f"out={tmp_path / 'run'}"]
+    assert main([*line, "--config-dir", str(tmp_path / "mine")]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"] == ["srgym", "train", f"--config-dir={tmp_path / 'mine'}", *line[1:]]
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
