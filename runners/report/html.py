@@ -52,9 +52,9 @@ tr.strong td { font-weight: 600; background: var(--tint); }
 .grid figure { border: 1px solid var(--line); border-radius: 6px; background: var(--card); padding: .6rem; }
 .grid figure:only-child { max-width: 44rem; }
 .grid img { display: block; width: 100%; height: auto; }
-.panels { display: flex; gap: .5rem; overflow-x: auto; padding-bottom: .5rem; margin: .3rem 0 1.1rem; }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; padding-bottom: .5rem; margin: .3rem 0 1.1rem; }
 .panels figure { flex: none; }
-.panels img { display: block; image-rendering: pixelated; border-radius: 2px; }
+.panels img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 2px; }
 .panels figcaption { padding-top: .2rem; }
 """
 
