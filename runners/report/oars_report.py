@@ -193,7 +193,7 @@ def oars_document(
     document = Document(
         f"OARS: {run.tree.get('name', run.folder.name)}",
         f"{crops} test crops of {frame['photograph'].nunique()} photographs, none of which was trained on. "
-        f"Seed {run.seed}; finished {run.record.get('ended', 'at an unknown time')}.",
+        f"Seed {run.seed}; finished {run.record.get('made_with', {}).get('date', 'at an unknown time')}.",
     )
     if reward is not None:
         document.add(*_verdicts(run, roles, frame, reward, start, {m: measured[m] for m in held_out if m in measured}))

@@ -52,7 +52,8 @@ def claim(
         final, start, control: methods of the frame.
         fidelity: metrics that must not fall significantly.
         judges: independent metrics that mustn't either, by purpose (see `srgym.rewards.kin.independent_judges`);
-            without one of each purpose the claim isn't supported.
+            without one of each purpose the claim isn't supported, nor where all perceptual ones see a loss, be it
+            significant or not.
 
     Returns:
         Whether all of it holds, and a verdict for each part, the sum of it first.
@@ -73,6 +74,12 @@ def claim(
         change = difference(frame, final, start, name)
         ends = "not significantly lower" if not change.below_zero else "significantly lower"
         parts.append((not change.below_zero, f"**{name}**, {final} over {start}: {signed(change)}; {ends}."))
+    seen = [difference(frame, final, start, name).value for name in judges.get("perceptual", ())]
+    if seen and max(seen) < 0:
+        text = (
+            f"Every independent perceptual judge sees {final} below {start}, if not significantly."
+        )
+        parts.append((False, text))
     holds = all(good for good, _ in parts)
     return holds, [_sum(holds, final, start, metric, gain.units), *(_part(good, text) for good, text in parts)]
 

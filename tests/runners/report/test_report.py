@@ -98,7 +98,8 @@ def run_folder(path: Path) -> Path:
               "stages": {name: {"kind": "train", **sections, **own} for name, own in stages.items()}}  # fmt: skip
     cost = {"seconds": 72.4, "images": 1536, "updates": 40, "forwards": 54321, "flops": 3.4e13}
     record = {"stages": dict.fromkeys(stages, cost), "policy": "stages/oars/policy", "complete": True,
-              "command": ["srgym", "train", "experiment=oars"], "made_with": {"torch": "2.13.0"}}  # fmt: skip
+              "command": ["srgym", "train", "experiment=oars"],
+              "made_with": {"torch": "2.13.0", "date": "2025-11-02"}}  # fmt: skip
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config))
     (path / "run.json").write_text(json.dumps(record))
@@ -168,6 +169,17 @@ def test_the_claim_fails_plainly_with_any_part_of_it(changes: dict[str, dict[str
     assert "The claim does not hold" in said[0].text
     bad = [callout.text for callout in said[1:] if callout.kind == "bad"]
     assert any(failing in text for text in bad)
+
+
+def test_a_loss_that_every_judge_sees_supports_no_claim_though_none_is_significant():
+    gains = {**GOOD, "oars": {"compass": 0.2, "psnr_y": 0.1, "lite0_features": -0.045}}
+    frame = scores(gains, noise=0.05)
+    change = difference(frame, "oars", "cold_start", "lite0_features")
+    assert change.value < 0 and not change.below_zero
+    holds, said = claim(frame, "compass", "oars", "cold_start", "random_oars", [], JUDGES)
+    assert not holds
+    bad = [callout.text for callout in said[1:] if callout.kind == "bad"]
+    assert len(bad) == 1 and bad[0].startswith("Every independent perceptual judge sees oars below cold_start")
 
 
 def test_without_a_control_nothing_is_claimed():
@@ -307,6 +319,7 @@ def test_the_report_says_what_it_must(tmp_path: Path):
     document = oars_document(run, run.roles(), scores(GOOD), {**RECORD, "seen": True}, seconds=12.0)
     write(document, run.folder)
     text = (run.folder / "report.md").read_text()
+    assert "Seed 3; finished 2025-11-02." in text
     assert "The claim holds on these 4 photographs" in text
     beside = "> **Without RL.** **compass**, oars. Over the best that costs no reinforcement learning (bicubic): "
     assert 0.58 < float(text.split(beside)[1].split()[0]) < 0.62  # 0.2 and 0.4, but for the noise
