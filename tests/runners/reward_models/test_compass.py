@@ -82,5 +82,5 @@ def test_contexts_without_truth_are_refused(tiny_policy, tmp_path):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match=r"scorer\.groups is at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"scorer\.groups: expected at least 1, got 0"):
         ScorerSettings(groups=0)
