@@ -76,9 +76,7 @@ def claim(
         parts.append((not change.below_zero, f"**{name}**, {final} over {start}: {signed(change)}; {ends}."))
     seen = [difference(frame, final, start, name).value for name in judges.get("perceptual", ())]
     if seen and max(seen) < 0:
-        text = (
-            f"Every independent perceptual judge sees {final} below {start}, if not significantly."
-        )
+        text = f"Every independent perceptual judge sees {final} below {start}, if not significantly."
         parts.append((False, text))
     holds = all(good for good, _ in parts)
     return holds, [_sum(holds, final, start, metric, gain.units), *(_part(good, text) for good, text in parts)]
