@@ -92,7 +92,7 @@ class REFL(Agent):
         assert self.reward is not None
         noise = Noise(batch["seed"].cpu(), self.policy.device)
         cond = batch["cond"]
-        x = noise.normal(self.policy.latent_shape(cond))
+        x = self.policy.initial_noise(noise, cond)
         times = self.policy.sigmas(self.steps, cond).to(x.device)
         if self.k_last == 1:
             late = math.ceil(self.late * self.steps)

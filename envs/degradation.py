@@ -249,20 +249,28 @@ def _draw_mixture(rng: np.random.Generator, scale: int) -> Record:
     - Blur (probability .6): sigma U(.1, 2) HR pixels.
     - Resolution (.75): lost beyond the scale by a factor of min(U(1, 5), 4) / scale, at most 1.5 where the scale is 4;
       LR is enlarged again, for its size is that of the scale. At scale 1 this is denoising to x4 super-resolution.
-    - Noise (.6): sigma 30 u^2 / 255, u uniform, so that weak noise is as common as it is in photographs.
+    - Noise (.6): Gaussian of sigma 30 u^2 / 255, or in a third Poisson of strength 3 u^2, u uniform, so that weak noise
+      is as common as it is in photographs.
     - JPEG (.6): quality 30-100.
+
+    Where resolution is lost, noise and JPEG come before LR is enlarged in two of three, as those of a camera's small
+    image that is shown large: grain and blocks are then soft, and as wide as the loss.
     """
-    blur, noise, quality = float(rng.uniform(0.1, 2.0)), 30 * float(rng.random()) ** 2, int(rng.integers(30, 101))
+    blur, noise, quality = float(rng.uniform(0.1, 2.0)), float(rng.random()) ** 2, int(rng.integers(30, 101))
     limit = max(4 / scale, 1.5)
     loss = min(float(rng.uniform(1, 1.25 * limit)), limit)
     blurred, lost, noisy, saved = (rng.random(4) < (0.6, 0.75, 0.6, 0.6)).tolist()
     shrink = str(rng.choice(["area", "bicubic_antialias"]))
+    enlarge = str(rng.choice(["bilinear", "bicubic"]))
+    counted, small = (rng.random(2) < (1 / 3, 2 / 3)).tolist()
+    grain = {"kind": "poisson", "strength": 3 * noise, "grey": False} if counted else _gaussian_noise(30 * noise)
+    order = 1 if small and lost else 2
     return {
         "blur1": kernels.round_gaussian(blur) if blurred else None,
         "resize1": {"factor": 1 / (scale * loss) if lost else 1 / scale, "mode": shrink},
-        "resize2": {"factor": 1.0, "mode": str(rng.choice(["bilinear", "bicubic"]))} if lost else None,
-        "noise2": _gaussian_noise(noise) if noisy else None,
-        "jpeg2": {"quality": quality} if saved else None,
+        "resize2": {"factor": 1.0, "mode": enlarge} if lost else None,
+        f"noise{order}": grain if noisy else None,
+        f"jpeg{order}": {"quality": quality} if saved else None,
     }
 
 

@@ -107,6 +107,8 @@ class FlowPolicy(nn.Module, ABC):
         scale: how many times larger than the LR image the SR image is.
         name: what `srgym.policies.make` knows it by.
         gives: what it makes beside images, as arguments of a reward ("text", "intermediate"); see `made`.
+        temperature: the standard deviation of the noise that samples begin from. Below 1 they vary less and keep nearer
+            to the mean (SRFlow, Lugmayr et al. 2020, samples at 0.8); what is trained on doesn't change.
         autocast: the type that `encode` and `velocity` compute in; None: that of the weights.
         meter: told of every velocity, with its arguments.
         sharded: whether the weights are split between processes, so that all must run the same forwards.
@@ -115,6 +117,7 @@ class FlowPolicy(nn.Module, ABC):
     name: str
     scale: int
     gives: frozenset[str] = frozenset()
+    temperature: float = 1.0
     autocast: torch.dtype | None = None
     meter: "Meter | None" = None
     lora_targets: tuple[str, ...]
@@ -290,7 +293,7 @@ class FlowPolicy(nn.Module, ABC):
             start: the step that takes it on; what is recorded begins there.
         """
         noise = Noise(seeds, self.device)
-        x = noise.normal(self.latent_shape(cond)) if x is None else x
+        x = self.initial_noise(noise, cond) if x is None else x
         times = self.sigmas(sampling.steps, cond).to(self.device)
         path, log_prob = [x], []
         memory: Memory = None
@@ -317,6 +320,10 @@ class FlowPolicy(nn.Module, ABC):
             if sampling.solver in STOCHASTIC:
                 rolled["log_prob"] = torch.stack(log_prob, 1)
         return rolled
+
+    def initial_noise(self, noise: Noise, cond: TensorDict) -> Tensor:
+        """What a sample begins from at t = 1: the first numbers of its noise, at the policy's temperature."""
+        return self.temperature * noise.normal(self.latent_shape(cond))
 
     def _guided(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
         return self.velocity(x, t, cond) if guidance == 1.0 else self.guided_velocity(x, t, cond, guidance)

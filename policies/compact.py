@@ -151,9 +151,10 @@ class CompactPolicy(FlowPolicy):
             that `save` wrote.
         encoder_width, encoder_depth, width, middle: the networks' channels and blocks.
         seed: of the random weights.
+        temperature: see `FlowPolicy`; above 0, at most 1.
 
     Raises:
-        ValueError: for a scale outside 1..4, or a network larger than anyone means.
+        ValueError: for a scale outside 1..4, a temperature outside (0, 1], or a network larger than anyone means.
         FileNotFoundError: for weights that aren't there.
     """
 
@@ -172,11 +173,14 @@ class CompactPolicy(FlowPolicy):
         width: int = 56,
         middle: int = 96,
         seed: int = 0,
+        temperature: float = 0.7,
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 3, 4):
             raise Refusal(f"the compact policy upsamples by 1, 2, 3 or 4, got {scale}")
-        self.scale = scale
+        if not 0 < temperature <= 1:
+            raise Refusal(f"expected a temperature above 0 and at most 1, got {temperature}")
+        self.scale, self.temperature = scale, temperature
         self._shape = {
             "encoder_width": encoder_width, "encoder_depth": encoder_depth, "width": width, "middle": middle,
         }  # fmt: skip
@@ -277,7 +281,7 @@ class CompactPolicy(FlowPolicy):
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"scale": self.scale, "weights": None, **self._shape}
+        return {"scale": self.scale, "weights": None, "temperature": self.temperature, **self._shape}
 
     def save_base(self, folder: Path) -> None:
         from safetensors.torch import save_file

@@ -124,7 +124,7 @@ class _NoiseField:
         # A side of the latents depends on that side of the image alone; strips tell both without the memory of a whole.
         channels, rows, _ = latent(lr[:, :, :_STEP])
         columns = latent(lr[:, :_STEP])[2]
-        self._field = Noise(seeds).normal((channels, rows, columns))
+        self._field = policy.temperature * Noise(seeds).normal((channels, rows, columns))
         self._density = latent(lr[:, :_STEP, :_STEP])[1] / min(_STEP, lr.shape[1])
         self._device = policy.device
 

@@ -270,7 +270,12 @@ def resolve(tree: Mapping[str, Any], line: CommandLine) -> RunConfig:
     listed: dict[str, Any] = settings.get("stages") or {"main": {}}
     stages: list[StageConfig] = []
     for name, stage in listed.items():
-        stages.append(_stage(name, stage or {}, settings, line, [done.name for done in stages]))
+        if stage is None:
+            raise ConfigError(
+                f"stages.{name} is null: ~stages.{name} on the command line leaves a stage out, and {{}} is one with "
+                "the run's own settings"
+            )
+        stages.append(_stage(name, stage, settings, line, [done.name for done in stages]))
     logger = settings["logger"]
     return RunConfig(
         name=str(settings["name"]),

@@ -153,8 +153,11 @@ def test_the_mixture_goes_from_almost_nothing_to_heavy_and_keeps_the_size():
         error = (lr - clean).square().mean((1, 2, 3)).sqrt() * 255
         assert lr.shape[-1] == 96 // scale
         assert error.min() < 2 and error.max() > 20
-        for step in ("blur1", "resize2", "noise2", "jpeg2"):
-            assert 0.2 < np.mean([record[step] is not None for record in records]) < 0.9
+        for step in ("blur1", "resize2", "noise1", "noise2", "jpeg1", "jpeg2"):
+            assert 0.15 < np.mean([record[step] is not None for record in records]) < 0.9
+        for record in records:  # grain and blocks before LR is enlarged, or after
+            assert record["noise1"] is None or record["resize2"] is not None
+            assert record["noise1"] is None or record["noise2"] is None
 
 
 @pytest.mark.parametrize(

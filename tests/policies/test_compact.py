@@ -73,6 +73,24 @@ def test_samples_of_a_group_differ_and_repeat_with_their_seed(tiny_policy):
     assert torch.equal(one, two) and not torch.equal(one[0], one[1])
 
 
+def test_the_temperature_is_the_spread_of_what_samples_begin_from(tiny_policy, tmp_path):
+    cold = CompactPolicy(**{**tiny_policy.config, "temperature": 0.5})
+    cold.load_state_dict(tiny_policy.state_dict())
+    cold.save(tmp_path)
+    lr, seeds = images(1, 16, 16), torch.arange(64)
+    warm, cool, loaded = (
+        policy.rollout({"lr": lr}, Sampling(steps=2, record=True), seeds)
+        for policy in (tiny_policy, cold, load(tmp_path))
+    )
+    torch.testing.assert_close(cool["latents"][:, 0].std(), torch.tensor(0.5), atol=0.01, rtol=0)
+    torch.testing.assert_close(warm["latents"][:, 0] * 0.5 / tiny_policy.temperature, cool["latents"][:, 0])
+    assert torch.equal(cool["sr"], loaded["sr"])
+    assert cool["sr"].std(0).mean() < warm["sr"].std(0).mean()
+    for temperature in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"temperature above 0 and at most 1, got {temperature}"):
+            CompactPolicy(weights=None, temperature=temperature)
+
+
 def test_the_window_is_where_noise_enters(tiny_policy):
     seeds = derive_seeds(0, 0, torch.tensor([0]))
     sampling = Sampling(steps=4, solver="sde", noise_level=0.7, window=(1, 2), record=True)
