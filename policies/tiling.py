@@ -1,17 +1,18 @@
 """Large images by tiles: the same noise field under all of them, overlapping, blended smoothly."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 
-__all__ = ["tile_spans", "upscale"]
+__all__ = ["tile_spans", "upscale", "upscale_bands"]
 
 _STEP = 16  # tiles start at multiples of this in LR pixels, so that their latents lie on one grid
 
@@ -33,8 +34,13 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, min(start + tile, length)) for start in starts]
 
 
+def upscale(policy: FlowPolicy, lr: Tensor, **how: Any) -> Tensor:
+    """Super-resolve one image of any size: `upscale_bands` put together, SR [3, H, W] in [0, 1], on the CPU."""
+    return torch.cat(list(upscale_bands(policy, lr, **how)), 1)
+
+
 @torch.no_grad()
-def upscale(
+def upscale_bands(
     policy: FlowPolicy,
     lr: Tensor,
     *,
@@ -46,8 +52,8 @@ def upscale(
     overlap: int = 32,
     mean: bool = False,
     progress: Callable[[float], None] | None = None,
-) -> Tensor:
-    """Super-resolve one image of any size within a bounded memory.
+) -> Iterator[Tensor]:
+    """Super-resolve one image of any size, a row of tiles at a time: the memory is that of one row.
 
     Args:
         policy: under the adapter that is active.
@@ -59,41 +65,38 @@ def upscale(
         mean: take the policy's predicted mean in place of a sample: more accurate, less texture.
         progress: called with the share done.
 
-    Returns:
-        SR [3, H, W] in [0, 1], on the CPU.
+    Yields:
+        Lines of SR, [3, n, W] in [0, 1] on the CPU, from the top.
 
     Raises:
         ValueError: for the mean of a policy that predicts none; for tiles that can't be.
     """
     if mean and not hasattr(policy, "predict_mean"):
         raise Refusal(f"policy '{policy.name}' predicts no mean: take a sample")
-    sampling = Sampling(steps=steps, solver=solver)
-    height, width = lr.shape[-2:]
-    rows, columns = tile_spans(height, tile, overlap), tile_spans(width, tile, overlap)
-    total = torch.zeros(3, height * policy.scale, width * policy.scale)
-    weight = torch.zeros(1, *total.shape[1:])
+    sampling, scale = Sampling(steps=steps, solver=solver), policy.scale
+    rows, columns = (tile_spans(side, tile, overlap) for side in lr.shape[-2:])
     seeds = derive_seeds(seed, 0, torch.tensor([0]), stream="predict")
-    field = _NoiseField(policy, seeds, lr, prompt)
+    field = None if mean else _NoiseField(policy, seeds, lr, prompt)
+    total, weight = (torch.zeros(channels, 0, lr.shape[-1] * scale) for channels in (3, 1))
     for number, (top, bottom) in enumerate(rows):
+        missing = (bottom - top) * scale - total.shape[1]
+        total, weight = (F.pad(lines, (0, 0, 0, missing)) for lines in (total, weight))
         for other, (left, right) in enumerate(columns):
             part = lr[None, :, top:bottom, left:right].to(policy.device)
-            if mean:
+            if field is None:
                 sr = policy.predict_mean(part)[0].float().cpu()  # type: ignore[operator]
             else:
                 cond = policy.encode(_observation(part, prompt))
                 x = field.tile(policy.latent_shape(cond), (top, left))
                 sr = policy.sample(cond, sampling, seeds, x=x)["sr"][0].float().cpu()
-            window = _window(rows, number, overlap, policy.scale)[:, None]
-            window = window * _window(columns, other, overlap, policy.scale)[None, :]
-            place = (
-                slice(None), slice(top * policy.scale, bottom * policy.scale),
-                slice(left * policy.scale, right * policy.scale),
-            )  # fmt: skip
-            total[place] += sr * window
-            weight[place] += window
+            window = _window(rows, number, overlap, scale)[:, None] * _window(columns, other, overlap, scale)[None, :]
+            total[..., left * scale : right * scale] += sr * window
+            weight[..., left * scale : right * scale] += window
             if progress is not None:
                 progress((number * len(columns) + other + 1) / (len(rows) * len(columns)))
-    return total.div_(weight)
+        done = (rows[number + 1][0] - top) * scale if number + 1 < len(rows) else total.shape[1]
+        yield total[:, :done] / weight[:, :done]
+        total, weight = total[:, done:], weight[:, done:]
 
 
 def _window(spans: list[tuple[int, int]], number: int, overlap: int, scale: int) -> Tensor:

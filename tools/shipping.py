@@ -20,7 +20,8 @@ __all__ = ["held_out", "provenance", "ship"]
 # What a trained reward model measured on the validation split: COMPASS, FinPercep.
 _FIGURES = ("correlations.json", "held_out.json")
 
-_METRICS = ("psnr_y", "psnr_chroma", "ssim_y", "structure_texture")
+_METRICS = ("psnr_y", "psnr_chroma", "ssim_y", "structure_texture", "lite0_features")
+_MORE = "env.more="
 
 
 def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
@@ -39,14 +40,20 @@ def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
 
 
 def provenance(run: Path, commit: str) -> dict[str, Any]:
-    """Where a run's result comes from: data, command, seed, date and commit."""
+    """Where a run's result comes from: data, command, seed, date and commit.
+
+    `further`: the photographs of `env.more` that it learnt from, as `tools/photographs.py` describes them.
+    """
     record, config = json.loads((run / "run.json").read_text()), json.loads((run / "config.json").read_text())
     made = record["made_with"]
     train = [f"{p.name} ({p.library})" for p in PHOTOGRAPHS if p.split == "train"]
-    places = ("out=", "overwrite=")
+    said = [override for override in config["overrides"] if not override.startswith(("out=", "overwrite="))]
+    more = next((override.removeprefix(_MORE) for override in said if override.startswith(_MORE)), None)
+    further = [] if more is None else json.loads((Path(more) / "photographs.json").read_text())
     return {
         "data": "crops of the training photographs and of dead-leaves pictures: " + ", ".join(train),
-        "command": " ".join(["srgym train", *(o for o in config["overrides"] if not o.startswith(places))]),
+        "further": [photograph for photograph in further if photograph["split"] == "train"],
+        "command": " ".join(["srgym train", *(_without_places(o) for o in said)]),
         "seed": config["seed"],
         "date": made["date"][:10],
         "commit": commit,
@@ -54,6 +61,12 @@ def provenance(run: Path, commit: str) -> dict[str, Any]:
         "cost": record["stages"],
         "licence": "Apache-2.0",
     }
+
+
+def _without_places(override: str) -> str:
+    """A setting with FOLDER where it names one of this machine's."""
+    key, _, value = override.partition("=")
+    return f"{key}=FOLDER" if "/" in value else override
 
 
 def ship(kind: str, run: Path, target: Path, commit: str) -> None:

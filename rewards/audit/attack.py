@@ -13,7 +13,13 @@ _PROBE = 2 / 255
 
 
 def attacked(
-    score: Callable[[Tensor], Tensor], start: Tensor, budget: float, *, steps: int, gradient: bool, seed: int = 0
+    score: Callable[[Tensor], Tensor],
+    start: Tensor,
+    budget: float | Tensor,
+    *,
+    steps: int,
+    gradient: bool,
+    seed: int = 0,
 ) -> Tensor:
     """Climb a reward from images, no pixel further than `budget` away, and round to 8 bits.
 
@@ -23,17 +29,17 @@ def attacked(
 
     Args:
         score: images [N, 3, H, W] to [N]. start: images in [0, 1].
-        budget: in units of the images' range.
+        budget: in units of the images' range; one for all, or [N, 1, 1, 1].
 
     Returns:
         Images [N, 3, H, W]. A step that a reward gives no finite slope for is taken nowhere.
     """
     generator = torch.Generator().manual_seed(seed)
     slope = _slope if gradient else _estimated
-    x = start.clone()
+    x, most = start.clone(), torch.as_tensor(budget, device=start.device)
     for _ in range(steps):
-        step = 2.5 * budget / steps * slope(score, x, generator).nan_to_num(0.0).sign()
-        x = (start + (x + step - start).clamp(-budget, budget)).clamp(0, 1)
+        step = 2.5 * most / steps * slope(score, x, generator).nan_to_num(0.0).sign()
+        x = (start + (x + step - start).clamp(-most, most)).clamp(0, 1)
     return (x * 255).round() / 255
 
 

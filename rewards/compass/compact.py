@@ -1,8 +1,8 @@
 """A compact COMPASS model: (LR, SR) to fidelity F in [0, 1] and qualities Q_LR, Q_SR in [1, 5], without ground truth.
 
-One network rates the quality of an image and is asked twice, for the bicubically upsampled LR and for the SR, so both
-are on one scale; a second compares SR with the LR and predicts fidelity. Both see band-pass residuals beside the
-picture, since what tells texture from noise and ringing lives there.
+One network looks at an image beside the bicubically upsampled LR, and two heads say how good and how faithful it is; it
+is asked twice, for the upsampled LR and for the SR, so both qualities are on one scale. It sees band-pass residuals
+beside the pictures, since what tells texture from noise and ringing lives there.
 """
 
 import json
@@ -54,7 +54,8 @@ class _Trunk(nn.Module):
         x = F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)
         for stage in self.stages:
             x = stage(x)
-            pooled += [x.mean((2, 3)), 0.5 * torch.log(x.var((2, 3), unbiased=False) + 1e-5)]
+            whole = x.float()
+            pooled += [whole.mean((2, 3)), 0.5 * torch.log(whole.var((2, 3), unbiased=False) + 1e-5)]
         return torch.cat(pooled, 1)
 
 
@@ -68,16 +69,15 @@ class CompactCompass(nn.Module):
     Input images are [B, 3, H, W] in [0, 1], SR at least 16 pixels a side; LR is upsampled bicubically to SR's size.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 48, 64), hidden: int = 64) -> None:
+    def __init__(self, widths: tuple[int, ...] = (40, 56, 72), hidden: int = 64) -> None:
         super().__init__()
         sizes = [len(widths), *widths, hidden]
         if not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
             raise Refusal(f"expected widths and hidden as whole numbers from 1 to {_LARGEST}, got {sizes[1:]!r:.80}")
         self._shape = {"widths": list(widths), "hidden": hidden}
-        self.quality_trunk = _Trunk(6, tuple(widths))
-        self.fidelity_trunk = _Trunk(15, tuple(widths))
-        self.quality_head = self._head(self.quality_trunk.features, hidden)
-        self.fidelity_head = self._head(self.fidelity_trunk.features, hidden)
+        self.trunk = _Trunk(15, tuple(widths))
+        self.quality_head = self._head(self.trunk.features, hidden)
+        self.fidelity_head = self._head(self.trunk.features, hidden)
 
     @staticmethod
     def _head(features: int, hidden: int) -> nn.Sequential:
@@ -85,22 +85,19 @@ class CompactCompass(nn.Module):
             nn.LayerNorm(features), nn.Dropout(0.2), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )
 
-    def quality(self, image: Tensor) -> Tensor:
-        """Perceptual quality of images [B, 3, H, W]: [B] in [1, 5]."""
-        score: Tensor = self.quality_head(self.quality_trunk(_detail(image))).squeeze(1)
-        return 1 + 4 * torch.sigmoid(score)
-
-    def fidelity(self, lr_up: Tensor, sr: Tensor) -> Tensor:
-        """How faithful SR is to what LR shows: [B] in [0, 1]."""
-        seen = torch.cat([_detail(sr), _detail(lr_up), 4 * (sr - lr_up)], 1)
-        score: Tensor = self.fidelity_head(self.fidelity_trunk(seen)).squeeze(1)
-        return torch.sigmoid(score)
+    def rate(self, lr_up: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] beside LR upsampled to their size: quality [B] in [1, 5], fidelity [B] in [0, 1]."""
+        seen = torch.cat([_detail(image), _detail(lr_up), 4 * (image - lr_up)], 1)
+        features = self.trunk(seen)
+        with torch.autocast(seen.device.type, enabled=False):  # half precision would round away what samples differ by
+            quality, fidelity = (head(features).squeeze(1) for head in (self.quality_head, self.fidelity_head))
+        return 1 + 4 * torch.sigmoid(quality), torch.sigmoid(fidelity)
 
     def forward(self, lr: Tensor, sr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(F [B], Q_LR [B], Q_SR [B], valid [B]), differentiable in SR."""
         lr_up = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        q_sr = self.quality(sr)
-        return self.fidelity(lr_up, sr), self.quality(lr_up), q_sr, torch.isfinite(q_sr)
+        q_sr, fidelity = self.rate(lr_up, sr)
+        return fidelity, self.rate(lr_up, lr_up)[0], q_sr, torch.isfinite(q_sr)
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `model.json`, sealed."""

@@ -12,12 +12,17 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgym.precision import autocast_dtype
-from srgym.rewards.appearance import appearance
+from srgym.rewards.audit.attack import attacked
+from srgym.rewards.audit.faults import FAULTS, spoilt
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
 from srgym.rewards.registry import make
 
-__all__ = ["Group", "correlations", "label", "train_scorer"]
+# The judges that label: quality on an absolute scale, and fidelity.
+ANCHOR, FIDELITY = "ssimulacra2", "structure_texture"
+TRUTH = "truth"  # the kind of a group's ground truth
+
+__all__ = ["ANCHOR", "FIDELITY", "TRUTH", "Group", "correlations", "label", "train_scorer"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Group:
     Attributes:
         lr: [3, h, w]; images: [M, 3, H, W], the last of them LR upsampled; kinds: what made each.
         quality: calibrated labels in [1, 5], [M]; fidelity: in [0, 1], [M].
+        votes: what each of the judges of quality says, [J, M], each in its own unit.
     """
 
     lr: Tensor
@@ -34,25 +40,39 @@ class Group:
     kinds: tuple[str, ...]
     quality: Tensor
     fidelity: Tensor
+    votes: Tensor
+
+    def families(self) -> list[list[int]]:
+        """The rows of each kind that three images or more are of: samples of one policy."""
+        rows: dict[str, list[int]] = {}
+        for i, kind in enumerate(self.kinds):
+            rows.setdefault(kind, []).append(i)
+        return [family for family in rows.values() if len(family) >= 3]
 
 
-def label(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]], margin: float = 0.004) -> list[Group]:
-    """Labels for contexts of (lr, hr, candidates): anchor, ranking, calibration, and fidelity."""
-    judge = make("structure_texture")
+def label(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]) -> list[Group]:
+    """Labels for contexts of (lr, hr, candidates): anchor, ranking, calibration, and fidelity.
+
+    `ssimulacra2` anchors, it and `structure_texture` compare (a pair that they disagree on is a tie), and
+    `structure_texture` is fidelity. No network is among them, so that judges with one stay independent.
+    """
+    anchoring, comparing = make(ANCHOR), make(FIDELITY)
     scored = []
     for lr, hr, made in contexts:
         images = torch.cat([image for _, image in made])
         truth = hr.expand_as(images)
-        anchor = 1 + 4 * appearance(images, truth, window=None, bands=4).double() ** 3
-        fine = appearance(images, truth, window=12, bands=3).double()
-        rank = min_max(win_rates(outcomes_from_scores(fine, margin)))
-        fidelity = judge(images, hr=truth).total
-        scored.append((lr, images, tuple(kind for kind, _ in made), rank, anchor, fidelity))
+        votes = torch.stack([judge(images, hr=truth).total.double() for judge in (anchoring, comparing)])
+        anchor = 1 + 4 * torch.sigmoid((votes[0] - 10) / 50)  # 1.6 at -80 (gross faults), 4.4 at 100 (the truth)
+        outcome = torch.stack([outcomes_from_scores(vote) for vote in votes]).mean(0)
+        scored.append((lr, images, tuple(kind for kind, _ in made), min_max(win_rates(outcome)), anchor, votes))
     slope = median_slope([(rank, anchor) for *_, rank, anchor, _ in scored])
     return [
-        Group(lr[0], images, kinds, calibrate(rank, anchor, slope).score.float(), fidelity.float().clamp(0, 1))
-        for lr, images, kinds, rank, anchor, fidelity in scored
-    ]
+        Group(
+            lr[0], images, kinds, calibrate(rank, anchor, slope).score.float(), votes[1].float().clamp(0, 1),
+            votes.float(),
+        )
+        for lr, images, kinds, rank, anchor, votes in scored
+    ]  # fmt: skip
 
 
 def _rank_loss(predicted: Tensor, target: Tensor, sharpness: float) -> Tensor:
@@ -62,35 +82,119 @@ def _rank_loss(predicted: Tensor, target: Tensor, sharpness: float) -> Tensor:
     return (gap.abs() * F.softplus(-gap.sign() * margin)).sum() / gap.abs().sum().clamp_min(1e-6)
 
 
-def _predict(model: CompactCompass, group: Group) -> tuple[Tensor, Tensor]:
-    """Quality and fidelity of a group's images: [M] each."""
-    size = group.images.shape[-2:]
-    lr_up = F.interpolate(group.lr[None], size=size, mode="bicubic", align_corners=False).clamp(0, 1)
-    return model.quality(group.images), model.fidelity(lr_up.expand_as(group.images), group.images)
+def _predict(model: CompactCompass, lr: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Quality and fidelity of a context's [3, h, w] images: [M] each."""
+    lr_up = F.interpolate(lr[None], size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+    return model.rate(lr_up.expand_as(images), images)
+
+
+def _standard(x: Tensor) -> Tensor:
+    """[..., M] to mean 0 and deviation 1 over the last axis; 0 where all are equal."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+
+
+def _family_loss(predicted: Tensor, targets: Tensor) -> Tensor:
+    """1 - the mean correlation of predictions [M] with each of the targets [J, M].
+
+    The samples of one policy differ a hundredth of what candidates do: a loss in the labels' unit doesn't see them.
+    """
+    return 1 - (_standard(predicted) * _standard(targets).mean(0)).mean()
 
 
 def _group_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
-    """Absolute errors, and the order inside the group."""
+    """Absolute errors, the order inside the group, and the order inside each policy's samples."""
     absolute = F.smooth_l1_loss(quality, group.quality, beta=0.25)
     absolute = absolute + 8 * F.smooth_l1_loss(fidelity, group.fidelity, beta=0.05)
-    return absolute + _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
+    families = [
+        _family_loss(quality[rows], group.votes[:, rows]) + _family_loss(fidelity[rows], group.fidelity[None, rows])
+        for rows in group.families()
+    ]
+    inside = torch.stack(families).mean() if families else quality.new_zeros(())
+    ordered = _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
+    return absolute + ordered + inside
 
 
-def _vary(group: Group, generator: torch.Generator, kept: int = 14, part: float = 0.67) -> Group:
-    """Some of a group's images, a part of the picture, under one of the eight symmetries of the square."""
+def _order_loss(quality: Tensor, fidelity: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+    """Rows that everybody would put above others, however little the judges say they are: pairs [P], [P]."""
+    behind = [sharpness * (score[worse] - score[better]) for score, sharpness in ((quality, 8.0), (fidelity, 40.0))]
+    return F.softplus(torch.stack(behind)).mean()
+
+
+def _known_order(kinds: Sequence[str], count: int) -> tuple[Tensor, Tensor]:
+    """Rows [P] and [P] of the truth and of all else, of `count` rows that `kinds` name the first of; and of the smooth
+    enlargement and of squares. Empty where there is no truth."""
+    if TRUTH not in kinds:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    truth = kinds.index(TRUTH)
+    pairs = [(truth, row) for row in range(count) if row != truth]
+    if {"bicubic", "nearest"} <= set(kinds):
+        pairs += 4 * [(kinds.index("bicubic"), kinds.index("nearest"))]
+    better, worse = torch.tensor(pairs).T
+    return better, worse
+
+
+def _faulty(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """An image [3, H, W] with faults that nobody need label: kinds, strengths and places drawn, [count, 3, H, W]."""
+    kinds = [list(FAULTS)[i] for i in torch.randint(len(FAULTS), (count,), generator=generator).tolist()]
+    made = []
+    for kind in kinds:
+        strength, where, area = torch.rand(3, generator=generator).tolist()
+        share = 1.0 if where < 0.5 else 0.1 + 0.3 * area
+        made.append(spoilt(image[None], kind, 0.2 + 0.8 * strength, share, seed=int(1e6 * area)))
+    return torch.cat(made)
+
+
+def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images, half of them climbed along the scorer's gradient by up to two grey levels.
+
+    Their labels stay: trained on these, the scorer can't be raised by what nobody sees (Madry et al. 2018).
+    """
+
+    def score(images: Tensor) -> Tensor:
+        quality, fidelity = _predict(model, lr, images)
+        return quality + 4 * fidelity
+
+    strength, which = torch.rand((2, len(images), 1, 1, 1), generator=generator)
+    return attacked(score, images, 2 / 255 * strength * (which < 0.5), steps=1, gradient=True)
+
+
+def _loss(model: CompactCompass, group: Group, generator: torch.Generator, flatter: bool) -> Tensor:
+    """A step's loss on a group: against its labels, and the truth against all else and against more faults."""
+    images, labelled = group.images, len(group.images)
+    if TRUTH in group.kinds:
+        images = torch.cat([images, _faulty(images[group.kinds.index(TRUTH)], 8, generator)])
+    if flatter:
+        images = _flattered(model, group.lr, images, generator)
+    quality, fidelity = _predict(model, group.lr, images)
+    loss = _group_loss(quality[:labelled], fidelity[:labelled], group)
+    better, worse = _known_order(group.kinds, len(images))
+    return loss + _order_loss(quality, fidelity, better, worse) if len(better) else loss
+
+
+def _vary(group: Group, generator: torch.Generator, kept: int = 18, part: float = 0.67) -> Group:
+    """The truth, one policy's samples and others of a group: a part of the picture, turned, mirrored and recoloured."""
 
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    rows = torch.randperm(len(group.images), generator=generator)[:kept]
+    families = group.families()
+    family = families[draw(len(families))] if families else []
+    order = torch.randperm(len(group.images), generator=generator).tolist()
+    always = (TRUTH, "bicubic", "nearest")
+    first = [*(i for i in order if group.kinds[i] in always), *family]
+    rows = torch.tensor([*first, *(i for i in order if i not in first)][:kept])
     height, width = group.lr.shape[1:]
     scale, side = group.images.shape[-1] // width, max(8, int(part * min(height, width)))
     top, left, turn, flip = draw(height - side + 1), draw(width - side + 1), draw(4), draw(2)
     lr = group.lr[:, top : top + side, left : left + side]
     images = group.images[rows, :, scale * top : scale * (top + side), scale * left : scale * (left + side)]
     lr, images = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in (lr, images))
+    # Few photographs have few colours: the channels change places and pale, in LR and in all of it alike.
+    colours, paler = torch.randperm(3, generator=generator), 1 - 0.4 * float(torch.rand((), generator=generator))
+    lr, images = (0.5 + paler * (x[..., colours, :, :] - 0.5) for x in (lr, images))
     kinds = tuple(group.kinds[int(i)] for i in rows)
-    return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows])
+    return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows], group.votes[:, rows])
 
 
 @torch.no_grad()
@@ -104,11 +208,7 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
     found: dict[str, list[float]] = {}
     everything: dict[str, list[Tensor]] = {"quality": [], "fidelity": [], "quality_label": [], "fidelity_label": []}
     for group in groups:
-        quality, fidelity = _predict(model, group)
-        families: dict[str, list[int]] = {}
-        for i, kind in enumerate(group.kinds):
-            families.setdefault(kind, []).append(i)
-        samples = [rows for rows in families.values() if len(rows) >= 3]
+        quality, fidelity = _predict(model, group.lr, group.images)
         for name, predicted, target in (
             ("quality", quality, group.quality),
             ("fidelity", fidelity, group.fidelity),
@@ -116,7 +216,7 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
             everything[name].append(predicted)
             everything[f"{name}_label"].append(target)
             found.setdefault(f"{name}_inside_groups", []).append(_spearman(predicted, target))
-            for rows in samples:
+            for rows in group.families():
                 found.setdefault(f"{name}_one_policy", []).append(_spearman(predicted[rows], target[rows]))
     result = {
         name: float(torch.tensor([v for v in values if not math.isnan(v)]).mean()) for name, values in found.items()
@@ -161,10 +261,8 @@ def train_scorer(
         picked = torch.randint(len(train), (groups_per_step,), generator=generator)
         losses = []
         for i in picked:
-            group = _vary(train[int(i)], generator)
             with torch.autocast("cpu", half, enabled=half is not None):
-                quality, fidelity = _predict(model, group)
-            losses.append(_group_loss(quality.float(), fidelity.float(), group))
+                losses.append(_loss(model, _vary(train[int(i)], generator), generator, flatter=step % 2 == 1))
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ fault is less likely than not that is a blank map; cross-entropy is least at the
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.errors import Refusal
+from srgym.rewards.audit.attack import attacked
 from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import Features, fault_map, normaliser, random_mask, region_mask, synthesise
 
@@ -183,6 +184,7 @@ def train(
     likelihood: float = 0.0,
     lr: float = 1e-4,
     cosine: bool = False,
+    flatter: float = 0.0,
     autocast: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> list[dict[str, float]]:
@@ -196,6 +198,9 @@ def train(
         grade, likelihood: weights of the terms that the paper hasn't.
         lr: the learning rate; 1e-4 suits a pretrained encoder, 1e-3 to 2e-3 the compact one, which starts from nothing.
         cosine: whether it rises over the first twentieth of the steps and falls to zero at the last.
+        flatter: how far images are climbed along the score's gradient before a step, in units of their range, from
+            nothing to all of it in turn; labels stay, so that the score can't be raised by what nobody sees (Madry et
+            al. 2018).
         autocast: the precision of the forward pass; None: as the weights are.
 
     Returns:
@@ -220,9 +225,10 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr * _share_of_rate((step + 1) / steps)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            terms = losses(
-                model, example.to(device), base if base is not None else _constant, weights, margins, grade, likelihood
-            )
+            example = example.to(device)
+            if flatter > 0:
+                example = _flattered(model, example, flatter * (step % 8) / 7)
+            terms = losses(model, example, base if base is not None else _constant, weights, margins, grade, likelihood)
         loss = torch.stack(list(terms.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -308,6 +314,14 @@ def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> Iterat
     while True:
         for i in torch.randperm(len(examples), generator=generator).tolist():
             yield examples[i]
+
+
+def _flattered(model: FinPercepRM, example: Example, budget: float) -> Example:
+    """The example's images as the score likes them better within a budget, in one step of the gradient's sign."""
+    kinds = ("sr", "gt", "synthetic")
+    images = torch.cat([getattr(example, kind) for kind in kinds])
+    climbed = attacked(lambda x: model(x)[0].float(), images, budget, steps=1, gradient=True)
+    return replace(example, **dict(zip(kinds, climbed.chunk(3), strict=True)))
 
 
 def _share_of_rate(progress: float) -> float:

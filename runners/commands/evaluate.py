@@ -7,7 +7,7 @@
   srgym evaluate pred={OSEDiff: A, ours: B} hr=HR dataset=RealSR   with the papers' figures beside ours
 
 Contexts come from env= and env.key=VALUE as in training, or from folders, matched by stem. Metrics are rewards by name
-(srgym rewards) and psnr_chroma, appearance. Settings and their defaults: configs/evaluate.yaml.
+(srgym rewards). Settings and their defaults: configs/evaluate.yaml.
 
 Writes results.csv and results.parquet (one row a number), results.json (what the numbers mean), report.html, report.md.
 """

@@ -13,6 +13,7 @@ from srgym.agents.registry import AGENTS, agent_class
 from srgym.rewards.kin import independent
 from srgym.rewards.toys import CONTROLS
 from srgym.runners.compare.executor import Cell
+from srgym.runners.measure.metrics import usual_metrics
 from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
 from srgym.runners.run.made_with import made_with
 from srgym.runners.run.overrides import METRICS, defaults, merge_known, read_override, take_values
@@ -25,7 +26,7 @@ _KINDS = {
     "budget.seconds": Positive | None, "jobs": Count | None, "executor": Literal["local", "slurm"],
     "devices": int | str | Sequence[int | str] | None, "gpus": Count, "trials": Count | None,
     "start": Sequence[str] | None,
-    "controls": Natural, "evaluations": Natural, "metrics": METRICS, "limit": Count | None, "steps": Count,
+    "controls": Natural, "evaluations": Natural, "metrics": METRICS | None, "limit": Count | None, "steps": Count,
     "seeds": Sequence[int], "targets": Sequence[float], "pictures": Natural, "picture_size": Count | None,
 }  # fmt: skip
 _GROUP = 8  # samples of a context where an agent decides by itself
@@ -302,7 +303,7 @@ def _metrics(settings: Mapping[str, Any], entries: Sequence[Entry]) -> tuple[dic
         if metrics.setdefault(entry.reward, spec) != spec:
             raise ConfigError(f"'{entry.label}' is trained on another '{entry.reward}' than an entry before it")
     trained = list(metrics.values())
-    asked = settings["metrics"]
+    asked = usual_metrics() if settings["metrics"] is None else settings["metrics"]
     pairs = asked.items() if isinstance(asked, Mapping) else ((_metric_label(spec), spec) for spec in asked)
     added = {label: spec for label, spec in pairs if label not in metrics}
     return {**metrics, **added}, [label for label, spec in added.items() if independent(spec, trained)]

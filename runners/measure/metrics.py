@@ -10,8 +10,12 @@ from torch import Tensor
 
 from srgym.errors import Refusal
 from srgym.rewards import Incompatible, Reward, RewardOutput, make
+from srgym.rewards.kin import installed_judges
 
-__all__ = ["Metric", "check_metrics", "make_metrics", "metric_rows"]
+__all__ = ["Metric", "check_metrics", "make_metrics", "metric_rows", "usual_metrics"]
+
+# What is measured where nothing else was said, beside the judges that are installed.
+_USUAL = ("structure_texture", "psnr_y", "ssim_y", "psnr_chroma")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Metric:
             "range": [str(bound) for bound in self.reward.range],
             "weights": self.reward.weights, "licence": self.reward.licence,
         }  # fmt: skip
+
+
+def usual_metrics() -> list[str]:
+    """What a report measures where nothing else was said: structure and texture, fidelity, and the installed judges."""
+    return [*_USUAL, *installed_judges()]
 
 
 def make_metrics(specs: Sequence[Any] | Mapping[str, Any]) -> list[Metric]:

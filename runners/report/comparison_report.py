@@ -278,7 +278,7 @@ def plane_axes(metrics: Sequence[str]) -> list[tuple[str, str]]:
 
     scorer = next((name for name in metrics if name.endswith(".q_sr")), None)
     pairs = [
-        (first(["psnr_y", "ssim_y"]), first(["appearance", "structure_texture.texture", "lpips"])),
+        (first(["psnr_y", "ssim_y"]), first(["lite0_features", "lpips", "structure_texture.texture"])),
         (first(["structure_texture", "psnr_y", "ssim_y"]), scorer),
     ]
     return [(x, y) for x, y in pairs if x is not None and y is not None]

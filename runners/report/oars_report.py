@@ -15,7 +15,7 @@ from srgym import policies
 from srgym.errors import Refusal
 from srgym.policies.base import FlowPolicy
 from srgym.registry import named_by
-from srgym.rewards.kin import independent, independent_judges, installed_judges
+from srgym.rewards.kin import independent, independent_judges
 from srgym.runners.measure.evaluation import (
     Evaluation,
     draw,
@@ -25,7 +25,7 @@ from srgym.runners.measure.evaluation import (
     spread_indices,
 )  # fmt: skip
 from srgym.runners.measure.methods import Method, Samples, baselines
-from srgym.runners.measure.metrics import check_metrics, make_metrics
+from srgym.runners.measure.metrics import check_metrics, make_metrics, usual_metrics
 from srgym.runners.measure.statistics import Band
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panels, Text
 from srgym.runners.report.evaluation_report import INTERVALS, record_tables
@@ -39,10 +39,7 @@ from srgym.runners.report.verdicts import against_baselines, alerts, claim
 from srgym.runners.report.writing import write
 from srgym.runners.run.build import build_policy, build_task, larger_crops
 
-__all__ = ["HELD_OUT", "check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
-
-HELD_OUT = ("structure_texture", "appearance", "psnr_y", "ssim_y", "psnr_chroma")
-
+__all__ = ["check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
 
 KIND = "oars"
 
@@ -93,9 +90,7 @@ def _test_changes(env: Mapping[str, Any], changes: Mapping[str, Any] | None) -> 
 
 
 def _held_out(metrics: Sequence[Any] | None) -> dict[str, Any]:
-    if metrics is None:  # SSIMULACRA 2 takes a fifth of a second an image: only for those who ask
-        metrics = [*HELD_OUT, *(judge for judge in installed_judges() if judge != "ssimulacra2")]
-    return {_label(metric): metric for metric in metrics}
+    return {_label(metric): metric for metric in (usual_metrics() if metrics is None else metrics)}
 
 
 def write_oars_report(
@@ -116,8 +111,7 @@ def write_oars_report(
         run_dir: the run's folder, with `run.json` and `config.json`.
         env: what changes in the run's env section for the test; by default the split "test", and of a source
             without splits nothing, which the report then warns of.
-        metrics: metrics never trained on, besides the rewards of the run; by default `HELD_OUT`,
-            and the judges that are installed.
+        metrics: metrics never trained on, besides the rewards of the run; by default `usual_metrics`.
         roles: `sft`, `final` and `control` by stage name, where they can't be told from the stages.
         steps: of the sampler; by default the last stage's `runner.eval_steps`.
         seeds: of the samples' noise.

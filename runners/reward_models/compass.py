@@ -1,9 +1,9 @@
 """The miniature of COMPASS's pipeline: candidates, anchor scores, exhaustive ranking, calibration, and the training of
 the compact scorer on the labels (`srgym train experiment=compass_compact`).
 
-Where the paper has a multimodal model judge, the miniature has ground truth: `appearance` over whole pictures anchors
-(absolute, coarse), `appearance` in small windows ranks (relative, fine), and `structure_texture` labels fidelity. The
-scorer sees none of it: it must tell quality from (LR, SR) alone.
+Where the paper has a multimodal model judge, the miniature has judges that see the ground truth: SSIMULACRA 2 anchors
+(absolute), it and `structure_texture` rank, and `structure_texture` labels fidelity. The scorer sees no truth: it must
+tell from (LR, SR) alone.
 """
 
 import time
@@ -20,66 +20,52 @@ from torch.nn import functional as F
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.files import write_json
-from srgym.policies import FlowPolicy, Noise, Sampling, derive_seeds
+from srgym.policies import FlowPolicy, Sampling, derive_seeds, load
 from srgym.policies.compact import CompactPolicy, bicubic
+from srgym.rewards.audit.faults import FAULTS, spoilt
 from srgym.rewards.base import Incompatible
 from srgym.rewards.compass.train import Group, correlations, label, train_scorer
 from srgym.runners.run.build import build_task
 from srgym.settings import Count, check_arguments
 
-__all__ = ["ScorerSettings", "build_scorer", "candidates", "make_groups", "shaken"]
+__all__ = ["ScorerSettings", "build_scorer", "candidates", "make_groups", "makers", "shaken", "tasks_under"]
 
 
-def _sharpen(image: Tensor, amount: float) -> Tensor:
-    """Unsharp masking with a 5 x 5 box: the over-sharpened fake."""
-    smooth = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, 1)
-    return (image + amount * (image - smooth)).clamp(0, 1)
-
-
-def _tint(colour: Tensor, size: torch.Size) -> Tensor:
-    """Blotches of colour that leave luma alone: blue and red differences [1, 2, h, w] to [1, 3, H, W]."""
-    blue, red = F.interpolate(colour, size=size, mode="bicubic").unbind(1)
-    return torch.stack([red, -(0.299 * red + 0.114 * blue) / 0.587, blue], 1)
-
-
-def _fakes(image: Tensor, name: str, noise: Noise) -> list[tuple[str, Tensor]]:
-    """Manipulations of one image [1, 3, H, W], of strengths that the noise draws."""
-    u = [float(noise.uniform()) for _ in range(5)]
-    grain = noise.normal(image.shape[1:])
-    coarse = F.interpolate(noise.normal((3, image.shape[2] // 2, image.shape[3] // 2)), scale_factor=2.0)
-    tint = _tint(noise.normal((2, image.shape[2] // 8, image.shape[3] // 8)), image.shape[-2:])
-    small = F.interpolate(image, scale_factor=1 / (1.2 + 1.8 * u[2]), mode="bilinear", antialias=True)
-    return [
-        (f"{name}, over-sharpened", _sharpen(image, 0.4 + 2.6 * u[0])),
-        (f"{name}, noise", (image + (0.01 + 0.07 * u[1]) * (grain if u[3] < 0.5 else coarse)).clamp(0, 1)),
-        (f"{name}, tinted", (image + (0.01 + 0.04 * u[4]) * tint).clamp(0, 1)),
-        (f"{name}, blurred", F.interpolate(small, size=image.shape[-2:], mode="bicubic").clamp(0, 1)),
-    ]
+def _fakes(image: Tensor, name: str, count: int, generator: torch.Generator) -> list[tuple[str, Tensor]]:
+    """Faults of one image [1, 3, H, W]: kinds, strengths and places drawn, everywhere in half of them."""
+    made = []
+    for number in torch.randperm(len(FAULTS), generator=generator)[:count].tolist():
+        kind, (strength, where, area) = list(FAULTS)[number], torch.rand(3, generator=generator).tolist()
+        share = 1.0 if where < 0.5 else 0.1 + 0.4 * area
+        fault = spoilt(image, kind, 0.15 + 0.85 * strength, share, seed=int(1e6 * area))
+        made.append((f"{name}, {kind}", fault))
+    return made
 
 
 @torch.no_grad()
 def candidates(
-    lr: Tensor, hr: Tensor, policies: Mapping[str, FlowPolicy], steps: Sequence[int], seed: int, repeats: int = 3
+    lr: Tensor, hr: Tensor, policies: Mapping[str, FlowPolicy], steps: int, seed: int, repeats: int = 6
 ) -> list[tuple[str, Tensor]]:
     """What a context [1, 3, h, w] may be turned into: (kind, image [1, 3, H, W]).
 
-    Every policy at every number of steps (`repeats` samples each), the policies' means, bicubic, the truth, mixtures of
-    truth and prediction, and manipulated versions of several.
+    `repeats` samples of every policy, the mean, bicubic and nearest enlargements, the truth, mixtures with the truth,
+    and faults (`srgym.rewards.audit.faults`) of truth, sample and bicubic. The last is bicubic.
     """
     made: list[tuple[str, Tensor]] = []
     seeds = derive_seeds(seed, 0, 0, torch.arange(repeats), stream="candidates")
     for name, policy in policies.items():
-        for n in steps:
-            drawn = policy.rollout({"lr": lr}, Sampling(steps=n), seeds)["sr"]
-            made += [(f"{name}, {n} steps", sr[None]) for sr in drawn]
-    noise = Noise(seeds[:1])
-    plain = bicubic(lr, hr.shape[-1] // lr.shape[-1])
+        with policy.adapter("ema"):
+            drawn = policy.rollout({"lr": lr}, Sampling(steps=steps), seeds)["sr"]
+        made += [(name, sr[None]) for sr in drawn]
+    generator = torch.Generator().manual_seed(int(seeds[0]))
+    scale = hr.shape[-1] // lr.shape[-1]
+    plain, sample = bicubic(lr, scale), made[0][1]
     made += [("mean", policy.predict_mean(lr)) for policy in policies.values() if isinstance(policy, CompactPolicy)][:1]
-    mix = float(noise.uniform())
-    made += [("truth", hr), ("truth and sample", mix * hr + (1 - mix) * made[0][1])]
-    for name, image in (("truth", hr), ("sample", made[1][1]), ("bicubic", plain)):
-        made += _fakes(image, name, noise)
-    return [*made, ("bicubic", plain)]
+    mix = float(torch.rand((), generator=generator))
+    made += [("truth", hr), ("truth and sample", hr.lerp(sample, mix)), ("truth and bicubic", hr.lerp(plain, mix))]
+    for name, image, count in (("truth", hr, 6), ("sample", made[1][1], 4), ("bicubic", plain, 3)):
+        made += _fakes(image, name, count, generator)
+    return [*made, ("nearest", F.interpolate(lr, scale_factor=scale)), ("bicubic", plain)]
 
 
 def shaken(policy: CompactPolicy, strength: float, seed: int) -> CompactPolicy:
@@ -91,7 +77,17 @@ def shaken(policy: CompactPolicy, strength: float, seed: int) -> CompactPolicy:
         for name, parameter in other.trainable_parameters():
             if ".lora_B." in name:
                 parameter.add_(strength * torch.randn(parameter.shape, generator=generator))
+    other.sync("default", "ema")
     return other
+
+
+def makers(policy: CompactPolicy, strengths: Sequence[float], learnt: Sequence[str]) -> dict[str, FlowPolicy]:
+    """The policies whose samples are candidates, by name: the policy, the same at temperature 1, shaken, and learnt."""
+    hot = deepcopy(policy)
+    hot.temperature = 1.0
+    made: dict[str, FlowPolicy] = {"base": policy, "base at temperature 1": hot}
+    made |= {f"shaken {strength}": shaken(policy, strength, i) for i, strength in enumerate(strengths)}
+    return made | {folder: load(folder) for folder in learnt}
 
 
 def make_groups(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, seed: int) -> list[Group]:
@@ -108,7 +104,7 @@ def make_groups(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: 
             raise Incompatible(
                 "the compact COMPASS scorer is labelled by ground truth, and these contexts have no 'hr'"
             )
-        steps = ((1, 6), (2, 8), (4, 12), (6, 20))[i // len(tasks) % 4]
+        steps = (6, 4, 6, 12)[i // len(tasks) % 4]
         made = candidates(context.lr, context.hr, policies, steps, seed + i)
         contexts.append((context.lr, context.hr, made))
     return label(contexts)
@@ -122,6 +118,8 @@ class ScorerSettings:
         groups, validation_groups: labelled contexts, of the training and of the validation split.
         presets: the degradations that contexts are taken from in turn.
         shaken: strengths of the random LoRAs whose policies add candidates.
+        learnt: folders of policies that learnt from an earlier scorer: what reinforcement learning makes of one belongs
+            among what the next is shown.
         steps: optimiser steps, each on `groups_per_step` groups; lr: the highest learning rate.
     """
 
@@ -129,6 +127,7 @@ class ScorerSettings:
     validation_groups: Count = 48
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.03, 0.08)
+    learnt: Sequence[str] = ()
     steps: Count = 2500
     groups_per_step: Count = 2
     lr: float = 2e-3
@@ -157,7 +156,7 @@ def build_scorer(
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"the compact scorer's candidates come from the compact policy, got '{policy.name}'")
     started = time.monotonic()
-    policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
+    policies = makers(policy, settings.shaken, settings.learnt)
 
     def groups(n: int, seed: int, **changes: Any) -> list[Group]:
         return make_groups(tasks_under(env, settings.presets, **changes), policies, n, seed)

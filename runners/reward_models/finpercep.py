@@ -1,7 +1,7 @@
 """The training of the compact FinPercep-RM that ships with the package (`srgym train experiment=finpercep_compact`).
 
 Super-resolutions of many kinds come from the compact policy (at several numbers of steps, under random LoRAs, its
-mean), from bicubic, manipulations and codecs; masks plant them in the ground truth. Every step draws contexts, kinds,
+mean), from plain enlargements and from faults; masks plant them in the ground truth. Every step draws contexts, kinds,
 crops, symmetries and masks anew.
 
 Where the paper starts from a trained global model, the compact one starts from nothing, so S_base is a constant, 0.8:
@@ -19,11 +19,9 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torch.nn import functional as F
 
 from srgym import rewards
 from srgym.envs import SRTask
-from srgym.envs.operations import jpeg
 from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies import FlowPolicy, derive_seeds
@@ -34,12 +32,12 @@ from srgym.rewards.finpercep.heldout import held_out
 from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
 from srgym.rewards.finpercep.train import Example, make_examples, train
-from srgym.runners.reward_models.compass import candidates, shaken, tasks_under
+from srgym.runners.reward_models.compass import candidates, makers, tasks_under
 from srgym.settings import Count, check_arguments
 
 __all__ = ["FinPercepSettings", "Pool", "build_finpercep", "draw_examples", "held_out_examples", "make_pool"]
 
-_STEPS = ((1, 6), (2, 8), (3, 12), (4, 6))
+_STEPS = (6, 2, 12, 4)
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,8 @@ class FinPercepSettings:
         crop: side of what a step sees of them, in pixels.
         dither: standard deviation, at most, of the noise on what a step sees; the labels are those without it.
         lr: the highest learning rate.
+        flatter: see `srgym.rewards.finpercep.train.train`.
+        learnt: as of `srgym.runners.reward_models.compass.ScorerSettings`.
         map, likelihood, grade: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
         modulation: see `FinPercepRM`.
     """
@@ -73,6 +73,8 @@ class FinPercepSettings:
     crop: Annotated[int, Ge(32)] = 64
     dither: float = 0.006
     lr: float = 2.5e-3
+    flatter: float = 0.0
+    learnt: Sequence[str] = ()
     map: float = 1.0
     likelihood: float = 2.0
     grade: float = 1.0
@@ -109,25 +111,12 @@ def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: in
             raise Incompatible("FinPercep-RM learns faults against ground truth, and these contexts have no 'hr'")
         name = list(policies)[i % len(policies)]
         steps = _STEPS[i // len(tasks) % len(_STEPS)]
-        made = candidates(context.lr, context.hr, {name: policies[name]}, steps, seed + i, repeats=1)
+        made = candidates(context.lr, context.hr, {name: policies[name]}, steps, seed + i, repeats=2)
         made = [(kind, image) for kind, image in made if kind != "truth"]
-        made += _coded({"truth": context.hr, "sample": made[0][1]}, seed + i)
         order = torch.randperm(len(made), generator=torch.Generator().manual_seed(seed + i))[:kept].tolist()
         images = torch.cat([made[j][1] for j in order])
         pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order)))
     return pool
-
-
-def _coded(images: Mapping[str, Tensor], seed: int) -> list[tuple[str, Tensor]]:
-    """What codecs and enlargers do to images [1, 3, H, W], beside the manipulations of `candidates`: (kind, image)."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for name, image in images.items():
-        quality, side = (int(torch.randint(*ends, (), generator=generator)) for ends in ((5, 50), (2, 7)))
-        squares = F.interpolate(F.avg_pool2d(image, side, ceil_mode=True), scale_factor=side)
-        squares = squares[..., : image.shape[-2], : image.shape[-1]]
-        made += [(f"{name}, JPEG", jpeg(image[0], quality)[None]), (f"{name}, squares", squares)]
-    return made
 
 
 def _divisor(pool: Sequence[Pool], quantile: float) -> float:
@@ -207,7 +196,7 @@ def build_finpercep(
     started = time.monotonic()
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")
-    policies = {"base": policy} | {f"shaken {s}": shaken(policy, s, i) for i, s in enumerate(settings.shaken)}
+    policies = makers(policy, settings.shaken, settings.learnt)
 
     def pool(n: int, seed: int, **changes: Any) -> list[Pool]:
         return make_pool(tasks_under(env, settings.presets, **changes), policies, n, settings.candidates, seed)
@@ -250,7 +239,7 @@ def _fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
         history = train(
             model, examples, steps=steps, weights=(settings.map, 1.0, 1.0), grade=settings.grade,
-            likelihood=settings.likelihood, lr=settings.lr, cosine=True,
+            likelihood=settings.likelihood, lr=settings.lr, cosine=True, flatter=settings.flatter,
             autocast=autocast_dtype("auto", torch.device("cpu")),
         )  # fmt: skip
         model.save(folder / f"rm{stage}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,12 +15,12 @@ from torch.nn import functional as F
 from srgym import policies
 from srgym.envs.images import SUFFIXES, BadImage, has_transparency, image_files, is_grey, read_image, to_float
 from srgym.errors import MissingFile, Refusal
-from srgym.files import check_folder, to_png, write_whole
+from srgym.files import check_folder, to_bytes, to_png, write_whole
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
 from srgym.policies.registry import POLICIES
-from srgym.policies.tiling import upscale
+from srgym.policies.tiling import upscale_bands
 from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
@@ -172,16 +173,19 @@ def upscale_file(
     lr = to_float(read_image(source))
     if has_transparency(source):
         raise BadImage(f"{source}: expected an image without transparency, which would be lost: flatten it first")
+    grey = is_grey(source)
     with policy.adapter(how.adapter):
-        sr = upscale(
+        bands = upscale_bands(
             policy, lr, steps=how.steps, seed=how.seed, solver=how.solver, tile=how.tile, overlap=how.overlap,
             mean=how.sampling == "mean", progress=progress,
         )  # fmt: skip
-    if is_grey(source):
-        sr = sr.mean(0, keepdim=True).expand_as(sr)
-    if how.colour != "none":
-        reference = F.interpolate(lr[None], size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        sr = fix_colour(sr[None], reference, how.colour)[0]
+        bands = (band.mean(0, keepdim=True).expand_as(band) if grey else band for band in bands)
+        if how.colour == "none":
+            sr = torch.cat([to_bytes(band) for band in bands], 1)  # a quarter of what the floats would take
+        else:
+            floats = torch.cat(list(bands), 1)[None]
+            reference = F.interpolate(lr[None], size=floats.shape[-2:], mode="bicubic", align_corners=False)
+            sr = to_bytes(fix_colour(floats, reference.clamp(0, 1), how.colour)[0])
     described = {"policy": getattr(policy, "name", type(policy).__name__), "scale": policy.scale, **asdict(how)}
     _write(sr, target, _kept(source), described)
 

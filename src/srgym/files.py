@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["check_folder", "locked", "to_png", "write_json", "write_whole"]
+__all__ = ["check_folder", "locked", "to_bytes", "to_png", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -75,8 +75,13 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
+def to_bytes(image: "Tensor") -> "Tensor":
+    """Values in [0, 1], clipped and rounded to 8 bits."""
+    return (image.float().clamp(0, 1) * 255).round().byte()
+
+
 def to_png(image: "Tensor | NDArray[Any]", **options: Any) -> bytes:
-    """An image [3, H, W] in [0, 1], clipped and rounded to 8 bits, as a PNG file.
+    """An image [3, H, W] as a PNG file: in [0, 1], or of 8 bits already (see `to_bytes`).
 
     Args:
         options: of Pillow's PNG writer: `compress_level`, `pnginfo`, `icc_profile`, `exif`.
@@ -84,15 +89,8 @@ def to_png(image: "Tensor | NDArray[Any]", **options: Any) -> bytes:
     import torch
     from PIL import Image
 
-    pixels = (
-        (torch.as_tensor(image).detach().float().clamp(0, 1) * 255)
-        .round()
-        .byte()
-        .permute(1, 2, 0)
-        .contiguous()
-        .cpu()
-        .numpy()
-    )
+    bits = torch.as_tensor(image).detach()
+    pixels = (bits if bits.dtype == torch.uint8 else to_bytes(bits)).permute(1, 2, 0).contiguous().cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", **options)
     return file.getvalue()

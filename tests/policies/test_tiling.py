@@ -10,7 +10,7 @@ from torch import nn
 from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import fix_colour
 from srgym.policies.compact import CompactPolicy
-from srgym.policies.tiling import tile_spans, upscale
+from srgym.policies.tiling import tile_spans, upscale, upscale_bands
 
 
 @pytest.mark.parametrize("length", [1, 8, 63, 64, 65, 100, 129, 500])
@@ -79,6 +79,16 @@ def test_a_pointwise_policy_is_the_same_in_tiles() -> None:
     tiled = upscale(policy, lr, steps=3, tile=48, overlap=16)
     # weights add up to 1 within rounding
     torch.testing.assert_close(tiled, upscale(policy, lr, steps=3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_lines_come_a_row_of_tiles_at_a_time(tiny_policy: CompactPolicy, mean: bool) -> None:
+    """No more is held than one row of tiles, and what is put together is what comes whole."""
+    lr = _photo(100, 40)
+    how = {"steps": 1, "tile": 48, "overlap": 16, "mean": mean}
+    bands = list(upscale_bands(tiny_policy, lr, **how))
+    assert [band.shape for band in bands] == [(3, 4 * lines, 160) for lines in (32, 32, 36)]
+    assert torch.equal(torch.cat(bands, 1), upscale(tiny_policy, lr, **how))
 
 
 def test_a_local_policy_agrees_away_from_seams(tiny_policy: CompactPolicy) -> None:

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srgym.rewards.appearance import appearance
 from srgym.rewards.compass.labels import (
     calibrate,
     median_slope,
@@ -79,34 +78,3 @@ def test_wrong_shapes_are_sentences():
         win_rates(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="both"):
         calibrate(torch.zeros(2), torch.zeros(3))
-
-
-def picture(seed=0):
-    """Smooth shapes with edges and a texture: what a photograph has and noise hasn't."""
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
-    image = torch.stack([torch.sin(3 * x + seed), (x * y > 0.1).float(), 0.5 + 0.3 * torch.sin(40 * x * y)])
-    return (0.5 + 0.3 * image)[None].clamp(0, 1)
-
-
-def test_appearance_falls_with_every_defect_and_forgives_a_shift():
-    from torch.nn import functional as F
-
-    truth = picture()
-    blurred = F.avg_pool2d(truth, 5, 1, padding=2, count_include_pad=False)
-    noisy = (truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    sharpened = (truth + 2 * (truth - blurred)).clamp(0, 1)
-    shifted = torch.roll(truth, 1, -1)
-    assert appearance(truth, truth).item() == pytest.approx(1.0)
-    for window in (12, None):
-        worse = [appearance(image, truth, window=window).item() for image in (blurred, noisy, sharpened)]
-        assert max(worse) < appearance(shifted, truth, window=window).item() - 0.01
-
-
-def test_appearance_sees_tints_that_luma_does_not_have():
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    grey = (luma * picture()).sum(1, keepdim=True).expand(1, 3, 96, 96)
-    wave = 0.05 * torch.sin(torch.arange(96.0) / 2).expand(96, 96)
-    tinted = grey + torch.stack([wave, -0.299 / 0.587 * wave, torch.zeros(96, 96)])
-    torch.testing.assert_close((luma * tinted).sum(1), (luma * grey).sum(1))
-    for window in (12, None):
-        assert appearance(tinted, grey, window=window).item() < 0.9

@@ -15,10 +15,10 @@ from srgym.rewards.registry import REWARDS, register_reward
     ("metric", "trained", "expected"),
     [
         ("compass", ["compass"], False),
-        ("appearance", ["compass"], False),  # it labels quality
+        ("ssimulacra2", ["compass"], False),  # it labels quality
         ("structure_texture", ["compass"], False),  # it labels fidelity
-        ("compass", ["appearance"], False),  # as true the other way round
-        ("finpercep", ["compass"], False),  # both were labelled by band energies
+        ("compass", ["ssimulacra2"], False),  # as true the other way round
+        ("structure_texture", ["ssimulacra2"], False),  # both label COMPASS
         ("lite0_statistics", ["lite0_features"], False),  # one network
         ("topiq_nr", ["musiq"], False),  # one data set of opinions
         ("lite0_features", ["compass", "finpercep", "psnr_y"], True),
@@ -49,7 +49,7 @@ def test_every_reward_inside_a_specification_counts(reward: Any) -> None:
 
 def test_a_made_sum_counts_as_its_parts() -> None:
     made = rewards.make({"sum": {"ssim_y": 1.0, "structure_texture": 0.5}})
-    assert not independent("appearance", [made])
+    assert not independent("ssimulacra2", [made])
     assert independent("psnr_y", [made])
     assert independent(rewards.make("psnr_y"), [made])
 
@@ -73,7 +73,7 @@ def test_of_what_nothing_is_known_nothing_is_claimed() -> None:
 
 
 def test_judges_are_listed_by_what_they_judge() -> None:
-    metrics = {"PSNR": "psnr_y", "looks": {"name": "lite0_features"}, "label": "appearance", "chance": "random"}
+    metrics = {"PSNR": "psnr_y", "looks": {"name": "lite0_features"}, "label": "ssimulacra2", "chance": "random"}
     assert independent_judges(metrics, ["compass"]) == {"fidelity": ["PSNR"], "perceptual": ["looks"]}
     assert independent_judges(metrics, ["psnr_y"]) == {"fidelity": [], "perceptual": ["looks", "label"]}
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from srgym.files import write_json
+from srgym.rewards.kin import installed_judges
 from srgym.runners.commands.cli import main
 from srgym.runners.compare.board import seconds_left
 from srgym.runners.compare.comparison import make_executor
@@ -89,7 +90,7 @@ def test_every_agent_and_seed_is_a_run_and_each_agent_has_a_control(tmp_path: Pa
     control = plan.cells[3].request["overrides"]
     assert "reward=random" in control
     assert "reward=ssim_y" not in control
-    assert plan.held_out == ["structure_texture", "appearance", "psnr_y", "psnr_chroma"]  # ssim_y is trained on
+    assert plan.held_out == ["structure_texture", "psnr_y", "psnr_chroma", *installed_judges()]  # ssim_y is trained on
     assert next(iter(plan.metrics)) == "ssim_y"
     assert plan.starts[0].request["overrides"] is None
     assert [cell.request["pictures"] for cell in plan.cells[:4]] == [4, 0, 0, 0]
@@ -97,8 +98,8 @@ def test_every_agent_and_seed_is_a_run_and_each_agent_has_a_control(tmp_path: Pa
 
 def test_what_labelled_a_reward_is_no_independent_metric(tmp_path: Path):
     plan = make_plan(["agent=nft", "reward=compass", f"out={tmp_path}"])
-    assert {"appearance", "structure_texture"} <= set(plan.metrics)  # measured all the same
-    assert plan.held_out == ["psnr_y", "ssim_y", "psnr_chroma"]
+    assert "structure_texture" in plan.metrics  # measured all the same
+    assert plan.held_out == ["psnr_y", "ssim_y", "psnr_chroma", *installed_judges()]
 
 
 def test_what_was_said_of_a_reward_is_not_said_of_the_control(tmp_path: Path):
@@ -351,12 +352,12 @@ def test_one_control_serves_all_rewards_and_every_policy_has_its_start(tmp_path:
 
 # The report of fake cells
 
-METRICS = ("ssim_y", "psnr_y", "appearance")
+METRICS = ("ssim_y", "psnr_y", "lite0_features")
 GAINS = {
     "start": {}, "nft": {"ssim_y": 0.10, "psnr_y": 1.0}, "grpo": {"ssim_y": 0.05, "psnr_y": -0.8},
     "nft, random reward": {"ssim_y": -0.02},
 }  # fmt: skip
-LEVELS = {"ssim_y": 0.6, "psnr_y": 25.0, "appearance": 0.8}
+LEVELS = {"ssim_y": 0.6, "psnr_y": 25.0, "lite0_features": 0.8}
 
 
 def fake_comparison(folder: Path, seeds: int = 3) -> Path:
@@ -389,7 +390,7 @@ def fake_comparison(folder: Path, seeds: int = 3) -> Path:
     described = {name: {"label": label, "role": role, "seed": seed} for name, (label, role, seed) in cells.items()}
     write_json(folder / "compare.json", {
         "settings": {"targets": [0.5, 0.9]}, "fixed": ["reward=ssim_y"], "metrics": {}, "entries": entries,
-        "held_out": ["psnr_y", "appearance"], "cells": described,
+        "held_out": ["psnr_y", "lite0_features"], "cells": described,
         "failed": {"grpo_random_reward_0": "grpo and random don't fit"},
     })  # fmt: skip
     return folder
@@ -447,7 +448,7 @@ def test_the_report_tells_gains_controls_and_alerts(reported: Path):
         "training seconds",
         "model FLOPs",
         "Performance profile",
-        "appearance against psnr_y",
+        "lite0_features against psnr_y",
     ):
         assert title in text
     assert "nft, seed 2" in text
@@ -473,8 +474,8 @@ def test_costs_are_those_of_the_first_crossing(reported: Path):
 
 
 def test_the_planes_axes_are_judged_with_the_truth_first():
-    names = ["compass", "compass.q_sr", "structure_texture", "appearance", "psnr_y"]
-    assert plane_axes(names) == [("psnr_y", "appearance"), ("structure_texture", "compass.q_sr")]
+    names = ["compass", "compass.q_sr", "structure_texture", "lite0_features", "psnr_y"]
+    assert plane_axes(names) == [("psnr_y", "lite0_features"), ("structure_texture", "compass.q_sr")]
     assert plane_axes(["compass", "compass.q_sr"]) == []
 
 
@@ -487,7 +488,7 @@ def test_compare_runs_resumes_and_reports(tmp_path: Path, capsys, monkeypatch: p
             "policy.middle=8", "env.size=32", "lora.rank=2", "runner.contexts=2", "runner.eval_contexts=2",
             "runner.eval_steps=1", "agent.group_size=2", "agent.steps=2"]  # fmt: skip
     settings = ["budget.iterations=2", "steps=1", "limit=4", "seed=0", "pictures=1", "picture_size=null", "jobs=2",
-                "metrics=[psnr_y,appearance]"]  # fmt: skip
+                "metrics=[psnr_y,lite0_features]"]  # fmt: skip
     command = ["compare", "agent=nft", "reward=ssim_y", f"out={out}", *settings, *tiny]
     assert main(command) == 0
     assert "[2/2]" in capsys.readouterr().out

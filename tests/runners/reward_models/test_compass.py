@@ -5,7 +5,20 @@ import torch
 
 from srgym import rewards
 from srgym.envs import SRTask, sources
-from srgym.rewards.compass.train import Group, correlations, label, train_scorer
+from srgym.rewards.audit.faults import FAULTS, spoilt
+from srgym.rewards.compass.compact import CompactCompass
+from srgym.rewards.compass.train import (
+    Group,
+    _family_loss,
+    _faulty,
+    _flattered,
+    _known_order,
+    _order_loss,
+    _predict,
+    correlations,
+    label,
+    train_scorer,
+)
 from srgym.runners.reward_models.compass import ScorerSettings, candidates, make_groups, shaken
 
 
@@ -18,23 +31,62 @@ def context():
 
 def test_candidates_are_many_kinds_of_one_size_and_repeat_with_the_seed(tiny_policy, context):
     lr, hr = context
-    made = candidates(lr, hr, {"base": tiny_policy}, steps=(1, 2), seed=3)
+    made = candidates(lr, hr, {"base": tiny_policy}, steps=2, seed=3)
     kinds = [kind for kind, _ in made]
-    assert kinds[-1] == "bicubic" and "truth" in kinds and "mean" in kinds
-    assert sum("over-sharpened" in kind for kind in kinds) == 3
+    assert kinds[-1] == "bicubic" and {"truth", "mean", "nearest"} < set(kinds) and kinds.count("base") == 6
+    for image, count in (("truth", 6), ("sample", 4), ("bicubic", 3)):
+        faults = {kind for kind in kinds if kind.startswith(f"{image}, ")}
+        assert len(faults) == count and {fault.partition(", ")[2] for fault in faults} <= set(FAULTS)
     assert all(image.shape == hr.shape and image.min() >= 0 and image.max() <= 1 for _, image in made)
-    again = candidates(lr, hr, {"base": tiny_policy}, steps=(1, 2), seed=3)
+    again = candidates(lr, hr, {"base": tiny_policy}, steps=2, seed=3)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(made, again, strict=True))
 
 
-def test_the_truth_is_labelled_best_and_damage_lower(tiny_policy, context):
+def test_the_truth_is_labelled_best_and_faults_lower(tiny_policy, context):
     lr, hr = context
-    group = label([(lr, hr, candidates(lr, hr, {"base": tiny_policy}, steps=(1,), seed=0))])[0]
+    made = candidates(lr, hr, {"base": tiny_policy}, steps=1, seed=0)
+    group = label([(lr, hr, [("truth, noise", spoilt(hr, "noise", 0.5)), *made])])[0]
     quality = dict(zip(group.kinds, group.quality.tolist(), strict=True))
     fidelity = dict(zip(group.kinds, group.fidelity.tolist(), strict=True))
     assert quality["truth"] == max(quality.values()) and fidelity["truth"] == max(fidelity.values())
     assert quality["truth"] > quality["bicubic"] and fidelity["truth"] > fidelity["truth, noise"]
+    assert quality["truth"] > quality["truth, noise"]
     assert all(1 <= q <= 5 for q in quality.values())
+    assert [len(rows) for rows in group.families()] == [6]
+
+
+def test_a_family_is_ranked_in_its_own_unit():
+    """Labels that differ by a thousandth rank the samples of a policy as those that differ by one do."""
+    predicted, target = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert _family_loss(predicted, 1e-3 * target).item() == pytest.approx(0.0, abs=1e-5)
+    assert _family_loss(predicted, -target).item() == pytest.approx(2.0, abs=1e-5)
+    both = torch.cat([target, -1e-3 * target])  # judges that disagree everywhere say nothing
+    assert _family_loss(predicted, both).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_flattered_images_stay_within_two_grey_levels_and_score_higher():
+    torch.manual_seed(0)
+    model, group = CompactCompass(widths=(8, 8, 8), hidden=16).eval(), synthetic_groups(1, seed=5)[0]
+    flattered = _flattered(model, group.lr, group.images, torch.Generator().manual_seed(0))
+    moved = (flattered - group.images).abs().amax((1, 2, 3))
+    assert moved.max() <= 2.501 / 255  # two, and the rounding to 8 bits
+    assert (moved < 0.51 / 255).any() and (moved > 1 / 255).any()
+    gain = _predict(model, group.lr, flattered)[0] - _predict(model, group.lr, group.images)[0]
+    assert gain[moved > 1 / 255].min() > 0
+
+
+def test_the_truth_is_learnt_to_be_above_faults_that_nobody_labelled():
+    generator, truth = torch.Generator().manual_seed(0), synthetic_groups(1, seed=5)[0].images[0]
+    faulty = _faulty(truth, 5, generator)
+    assert faulty.shape == (5, *truth.shape) and (faulty != truth).flatten(1).any(1).all()
+    quality, fidelity = torch.tensor([2.0, 3.0, 1.0]), torch.tensor([0.5, 0.9, 0.2])
+    kinds = [("a", "truth"), ("a", "b", "truth")]
+    right, wrong = (_order_loss(quality, fidelity, *_known_order(named, 3)).item() for named in kinds)
+    assert right < 0.01 < 1 < wrong
+    better, worse = _known_order(("nearest", "truth", "bicubic"), 4)
+    pairs = set(zip(better.tolist(), worse.tolist(), strict=True))
+    assert pairs == {(1, 0), (1, 2), (1, 3), (2, 0)}
+    assert not len(_known_order(("a", "b"), 2)[0])
 
 
 def test_a_shaken_policy_is_another_and_leaves_the_first_alone(tiny_policy):
@@ -57,7 +109,7 @@ def synthetic_groups(n, seed):
         noise = torch.randn(8, 3, 32, 32, generator=generator)
         images = (clean + 0.3 * strength.view(-1, 1, 1, 1) * noise).clamp(0, 1)
         lr = torch.nn.functional.avg_pool2d(clean, 4)[0].clamp(0, 1)
-        groups.append(Group(lr, images, ("a",) * 8, 5 - 4 * strength, 1 - strength))
+        groups.append(Group(lr, images, ("a",) * 8, 5 - 4 * strength, 1 - strength, 1 - strength[None]))
     return groups
 
 
