@@ -254,8 +254,8 @@ def _learning(comparison: Comparison) -> list[Block]:
         return [Text("No run was evaluated while it was trained.")]
     introduction = (
         f"On held-out photographs while training, means with {_CROSSED} (of a single seed, as the controls have, over "
-        "photographs alone). Seconds leave out the evaluations; runs beside each other on shared cores slow each other "
-        "down."
+        "photographs alone; a band wider than its picture isn't drawn). Seconds leave out the evaluations; runs beside "
+        "each other on shared cores slow each other down."
     )
     tables = cost_tables(comparison, comparison.rewards[0]) if len(comparison.rewards) == 1 else []
     costs: list[Block] = [Heading("What a level of the reward costs", 3), *tables] if tables else []
@@ -267,7 +267,9 @@ def _curve(comparison: Comparison, labels: Sequence[str], metric: str, cost: str
     if not bands:
         return None
     title = f"{metric} against {COSTS[cost]}"
-    return curves(bands, COSTS[cost], f"held-out {metric_title(metric, comparison.record)}", title)
+    agents = [label for label in comparison.agents if label in bands]  # a control may run away from all of them
+    height = f"held-out {metric_title(metric, comparison.record)}"
+    return curves(bands, COSTS[cost], height, title, framed=agents)
 
 
 def plane_axes(metrics: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Plots, each drawn twice: on light and on dark paper. Colours are told apart by colour-blind eyes, and by markers."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,27 +72,34 @@ def render(draw: Callable[[Any, Theme], None], title: str, caption: str = "", si
 
 
 def curves(
-    series: Mapping[str, Band], x_label: str, y_label: str, title: str, caption: str = "", target: float | None = None
-) -> Figure:
+    series: Mapping[str, Band], x_label: str, y_label: str, title: str, caption: str = "", target: float | None = None,
+    framed: Collection[str] = (),
+) -> Figure:  # fmt: skip
     """Curves with their intervals as bands.
 
     Args:
         target: a level that is marked by a horizontal line.
+        framed: the series that the picture is cut to, where another may run away from all of them; empty: to all. Then
+            a band that is wider than the picture isn't drawn.
     """
+    heights = np.concatenate([series[name].value for name in framed]) if framed else np.zeros(1)
+    spread = float(np.ptp(heights))
 
     def draw(axes: Any, theme: Theme) -> None:
         for i, (name, band) in enumerate(series.items()):
             style = theme.style(i)
             every = max(1, len(band.x) // 8)
             axes.plot(band.x, band.value, label=name, markevery=every, **style)
-            if np.isfinite(band.low).all():
+            if np.isfinite(band.low).all() and not 0 < 1.9 * spread < np.median(band.high - band.low):
                 axes.fill_between(band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
         if target is not None:
             axes.axhline(target, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        if spread > 0:
+            axes.set_ylim(heights.min() - 0.6 * spread, heights.max() + 0.3 * spread)
         if len(series) > 1:
-            axes.legend()
+            axes.legend() if len(series) <= 4 else axes.figure.legend(loc="outside lower left", ncols=3)
 
     return render(draw, title, caption)
 
