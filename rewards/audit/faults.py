@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from srgym.errors import Refusal
 from srgym.rewards.specimens import worse
 
-__all__ = ["FAULTS", "SEEN_BESIDE_A_REFERENCE", "spoilt"]
+__all__ = ["FAULTS", "SEEN_BESIDE_A_REFERENCE", "spoilt", "spoilt_somehow"]
 
 
 def _blur(x: Tensor, s: float, seed: int) -> Tensor:
@@ -120,3 +120,13 @@ def spoilt(image: Tensor, kind: str, strength: float, area: float = 1.0, seed: i
         place = (slice(None), slice(top, top + height), slice(left, left + width))
         ours[place] = its[place]
     return mixed
+
+
+def spoilt_somehow(
+    image: Tensor, kind: str, generator: torch.Generator, *, least: float = 0.2, area: tuple[float, float] = (0.1, 0.4)
+) -> Tensor:
+    """Images [B, 3, H, W] with a fault of a strength from `least` to 1, everywhere in half of the cases, on a share of
+    the area from `area` in the others, all drawn."""
+    strength, where, share = torch.rand(3, generator=generator).tolist()
+    covered = 1.0 if where < 0.5 else area[0] + (area[1] - area[0]) * share
+    return spoilt(image, kind, least + (1 - least) * strength, covered, seed=int(1e6 * share))

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgym.precision import autocast_dtype
 from srgym.rewards.audit.attack import attacked
-from srgym.rewards.audit.faults import FAULTS, spoilt
+from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
 from srgym.rewards.registry import make
@@ -137,12 +137,7 @@ def _known_order(kinds: Sequence[str], count: int) -> tuple[Tensor, Tensor]:
 def _faulty(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """An image [3, H, W] with faults that nobody need label: kinds, strengths and places drawn, [count, 3, H, W]."""
     kinds = [list(FAULTS)[i] for i in torch.randint(len(FAULTS), (count,), generator=generator).tolist()]
-    made = []
-    for kind in kinds:
-        strength, where, area = torch.rand(3, generator=generator).tolist()
-        share = 1.0 if where < 0.5 else 0.1 + 0.3 * area
-        made.append(spoilt(image[None], kind, 0.2 + 0.8 * strength, share, seed=int(1e6 * area)))
-    return torch.cat(made)
+    return torch.cat([spoilt_somehow(image[None], kind, generator) for kind in kinds])
 
 
 def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ from srgym.envs import SRTask
 from srgym.files import write_json
 from srgym.policies import FlowPolicy, Sampling, derive_seeds, load
 from srgym.policies.compact import CompactPolicy, bicubic
-from srgym.rewards.audit.faults import FAULTS, spoilt
+from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
 from srgym.rewards.base import Incompatible
 from srgym.rewards.compass.train import Group, correlations, label, train_scorer
 from srgym.runners.run.build import build_task
@@ -33,13 +33,8 @@ __all__ = ["ScorerSettings", "build_scorer", "candidates", "make_groups", "maker
 
 def _fakes(image: Tensor, name: str, count: int, generator: torch.Generator) -> list[tuple[str, Tensor]]:
     """Faults of one image [1, 3, H, W]: kinds, strengths and places drawn, everywhere in half of them."""
-    made = []
-    for number in torch.randperm(len(FAULTS), generator=generator)[:count].tolist():
-        kind, (strength, where, area) = list(FAULTS)[number], torch.rand(3, generator=generator).tolist()
-        share = 1.0 if where < 0.5 else 0.1 + 0.4 * area
-        fault = spoilt(image, kind, 0.15 + 0.85 * strength, share, seed=int(1e6 * area))
-        made.append((f"{name}, {kind}", fault))
-    return made
+    kinds = [list(FAULTS)[i] for i in torch.randperm(len(FAULTS), generator=generator)[:count].tolist()]
+    return [(f"{name}, {kind}", spoilt_somehow(image, kind, generator, least=0.15, area=(0.1, 0.5))) for kind in kinds]
 
 
 @torch.no_grad()
