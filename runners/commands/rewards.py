@@ -11,7 +11,8 @@ srgym rewards audit NAME [out=FOLDER] [contexts=16] [samples=8] [attacked=8] [ke
                               can it be trusted, and how far? Ranks among a policy's samples, faults, attacks on pixels,
                               over-optimisation along a short training's LoRA, and the checks above; writes report.html
                               and audit.json into the folder (runs/audit/NAME) and goes on where it stopped. reward.*,
-                              policy.*, env.*, agent.*, runner.* and lora.* are set as in `srgym train`;
+                              policy.*, env.*, agent.*, runner.* and lora.* are set as in `srgym train`; env.split
+                              is of what is audited (of the photographs: test);
                               learnt=FOLDER takes a policy that is trained already. The exit code is 1 if a line fails
 """
 
@@ -124,6 +125,9 @@ def _audit(arguments: list[str]) -> int:
     from srgym.runners.run.config import compose, resolve
     from srgym.runners.run.stages import Run
 
+    # Photographs are those of the test unless another split is asked for; the short training keeps to its own.
+    split = next((o.partition("=")[2] for o in rest if o.startswith("env.split=")), None)
+    rest = [override for override in rest if not override.startswith("env.split=")]
     folder = Path(taken.pop("out") or Path("runs/audit") / name.replace(":", "."))
     learnt, asked = taken.pop("learnt"), taken.pop("judges")
     judges = [judge for judge in asked or _JUDGES if asked or judge not in JUDGES or judge in installed_judges()]
@@ -136,8 +140,8 @@ def _audit(arguments: list[str]) -> int:
 
     first = resolved("env.size=64").stages[-1].sections
     reward = build_reward(first["reward"])
-    test = {**first["env"], "split": "test"} if first["env"]["name"] == "photographs" else first["env"]
-    settings = AuditSettings(first["reward"], first["policy"], test, {judge: judge for judge in judges}, **taken)
+    env = {**first["env"], "split": split or "test"} if split or first["env"]["name"] == "photographs" else first["env"]
+    settings = AuditSettings(first["reward"], first["policy"], env, {judge: judge for judge in judges}, **taken)
     audit = Audit(settings, folder, reward)
     if learnt is None:
         run = resolved("env.size=64", *_SHORT[reward.differentiable])

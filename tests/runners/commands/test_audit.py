@@ -47,6 +47,11 @@ def test_a_bad_reward_fails_by_the_names_of_its_lines_and_an_audit_goes_on(
     assert main(command) == 1
     assert {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()} == first
     assert "audit: " not in capsys.readouterr().out  # no part was measured again
+    assert json.loads((out / "settings.json").read_text())["env"]["split"] == "test"
+    assert main([*command[:-1], "env.split=validation", f"out={tmp_path / 'other'}"]) == 1
+    assert json.loads((tmp_path / "other" / "settings.json").read_text())["env"]["split"] == "validation"
+    trained = json.loads((tmp_path / "other" / "training" / "config.json").read_text())
+    assert next(iter(trained["stages"].values()))["env"]["split"] == "train"
     assert main([*command[:-1], "contexts=3", f"out={out}"]) == 2
     assert "holds an audit of other settings" in capsys.readouterr().err
 
