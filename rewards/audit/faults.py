@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from srgym.errors import Refusal
 from srgym.rewards.specimens import worse
 
-__all__ = ["FAULTS", "SEEN_BESIDE_A_REFERENCE", "spoilt", "spoilt_somehow"]
+__all__ = ["FAULTS", "SEEN_BESIDE_A_REFERENCE", "faults_of", "spoilt", "spoilt_somehow"]
 
 
 def _blur(x: Tensor, s: float, seed: int) -> Tensor:
@@ -130,3 +130,13 @@ def spoilt_somehow(
     strength, where, share = torch.rand(3, generator=generator).tolist()
     covered = 1.0 if where < 0.5 else area[0] + (area[1] - area[0]) * share
     return spoilt(image, kind, least + (1 - least) * strength, covered, seed=int(1e6 * share))
+
+
+def faults_of(image: Tensor, count: int, generator: torch.Generator, *, seen_alone: bool = False) -> Tensor:
+    """An image [1, 3, H, W] with faults, each of a kind, strength and place of its own, drawn: [count, 3, H, W].
+
+    With `seen_alone` only of kinds that show without a reference.
+    """
+    kinds = [kind for kind in FAULTS if not (seen_alone and kind in SEEN_BESIDE_A_REFERENCE)]
+    drawn = torch.randint(len(kinds), (count,), generator=generator).tolist()
+    return torch.cat([spoilt_somehow(image, kinds[i], generator) for i in drawn])

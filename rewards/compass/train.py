@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgym.precision import autocast_dtype
 from srgym.rewards.audit.attack import attacked
-from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
+from srgym.rewards.audit.faults import faults_of
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
 from srgym.rewards.registry import make
@@ -134,12 +134,6 @@ def _known_order(kinds: Sequence[str], count: int) -> tuple[Tensor, Tensor]:
     return better, worse
 
 
-def _faulty(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """An image [3, H, W] with faults that nobody need label: kinds, strengths and places drawn, [count, 3, H, W]."""
-    kinds = [list(FAULTS)[i] for i in torch.randint(len(FAULTS), (count,), generator=generator).tolist()]
-    return torch.cat([spoilt_somehow(image[None], kind, generator) for kind in kinds])
-
-
 def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
     """Images, half of them climbed along the scorer's gradient by up to two grey levels.
 
@@ -158,7 +152,7 @@ def _loss(model: CompactCompass, group: Group, generator: torch.Generator, flatt
     """A step's loss on a group: against its labels, and the truth against all else and against more faults."""
     images, labelled = group.images, len(group.images)
     if TRUTH in group.kinds:
-        images = torch.cat([images, _faulty(images[group.kinds.index(TRUTH)], 8, generator)])
+        images = torch.cat([images, faults_of(images[group.kinds.index(TRUTH)][None], 8, generator)])
     if flatter:
         images = _flattered(model, group.lr, images, generator)
     quality, fidelity = _predict(model, group.lr, images)

@@ -5,7 +5,8 @@ The paper leaves margins, weights and the optimiser open; the defaults are ours.
 on the ground truth too, not on the mixture alone: a map that never saw a clean image finds faults in it. And so is
 two terms that are off unless asked for. `grade_loss`: the paper's two margins order three images and say nothing of
 two super-resolutions, one of which is worse. `likelihood_loss`: the absolute error is least at the median, and where a
-fault is less likely than not that is a blank map; cross-entropy is least at the mean.
+fault is less likely than not that is a blank map; cross-entropy is least at the mean. `order_loss`: pairs that
+everybody would put in one order, however near their faults are by the map's measure (a smooth image over squares).
 """
 
 import math
@@ -27,7 +28,7 @@ from srgym.rewards.finpercep.synthesis import Features, fault_map, normaliser, r
 
 __all__ = [
     "Example", "align_loss", "fit", "grade_loss", "likelihood_loss", "losses", "make_examples", "map_loss", "measure",
-    "rank_loss", "train",
+    "order_loss", "rank_loss", "train",
 ]  # fmt: skip
 
 Base = Callable[[Tensor], Tensor]
@@ -42,6 +43,7 @@ class Example:
         fault: [B, 1, H, W] in [0, 1], the mixture's.
         sr_fault: [B, 1, H, W] in [0, 1], that of SR itself.
         group: int64 [B], equal for rows of one context; None: all are of one.
+        better, worse: [P, 3, H, W] in [0, 1], pairs of a known order; None: there are none.
     """
 
     sr: Tensor
@@ -50,11 +52,12 @@ class Example:
     fault: Tensor
     sr_fault: Tensor
     group: Tensor | None = None
+    better: Tensor | None = None
+    worse: Tensor | None = None
 
     def to(self, device: torch.device) -> "Example":
         """The same on another device."""
-        parts = (self.sr, self.gt, self.synthetic, self.fault, self.sr_fault, self.group)
-        return Example(*(part if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+        return Example(**{name: part if part is None else part.to(device) for name, part in vars(self).items()})  # type: ignore[arg-type]
 
 
 def make_examples(
@@ -138,6 +141,11 @@ def likelihood_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (found - least).mean((1, 2, 3))
 
 
+def order_loss(better: Tensor, worse: Tensor, sharpness: float = 20.0) -> Tensor:
+    """Pairwise logistic loss of scores [P] that should be above others [P]: [P]."""
+    return F.softplus(sharpness * (worse - better))
+
+
 def losses(
     model: FinPercepRM,
     example: Example,
@@ -146,16 +154,19 @@ def losses(
     margins: tuple[float, float] = (0.05, 0.05),
     grade: float = 0.0,
     likelihood: float = 0.0,
+    order: float = 0.0,
 ) -> dict[str, Tensor]:
     """The weighted terms `map`, `rank` and `align`, scalars; stage 0 has no map to learn.
 
     With `grade` above 0 also that weight of `grade_loss` inside the batch's groups, severity being the mean fault;
-    with `likelihood` that of `likelihood_loss` of their maps.
+    with `likelihood` that of `likelihood_loss` of their maps; with `order` that of `order_loss` of the example's pairs.
     """
     count = len(example.gt)
-    # One pass for all three, so that they see the same weights and cost one launch.
-    score, fault = model(torch.cat([example.sr, example.synthetic, example.gt]))
-    score, fault = score.float(), fault.float()  # under autocast they come in bfloat16
+    pairs = [] if example.better is None or example.worse is None or order == 0 else [example.better, example.worse]
+    # One pass for all, so that they see the same weights and cost one launch.
+    scores, faults = model(torch.cat([example.sr, example.synthetic, example.gt, *pairs]))
+    scores, fault = scores.float(), faults[: 3 * count].float()  # under autocast they come in bfloat16
+    score, of_pairs = scores[: 3 * count], scores[3 * count :]
     s_sr, s_syn, s_gt = score.split(count)
     target = torch.cat([example.sr_fault, example.fault, torch.zeros_like(example.fault)])
     terms = {
@@ -165,6 +176,8 @@ def losses(
     if grade > 0:
         group = None if example.group is None else example.group.repeat(3)
         terms["grade"] = grade * grade_loss(score, target.mean((1, 2, 3)), group)
+    if pairs:
+        terms["order"] = order * order_loss(*of_pairs.chunk(2)).mean()
     if model.stage > 0:
         terms["map"] = weights[0] * map_loss(fault, target).mean()
         if likelihood > 0:
@@ -182,6 +195,7 @@ def train(
     margins: tuple[float, float] = (0.05, 0.05),
     grade: float = 0.0,
     likelihood: float = 0.0,
+    order: float = 0.0,
     lr: float = 1e-4,
     cosine: bool = False,
     flatter: float = 0.0,
@@ -195,7 +209,7 @@ def train(
         steps: optimiser steps (AdamW).
         base: S_base, images to scores [B] in [0, 1]; 0.8 everywhere when None, for a model that starts from nothing.
         weights: of map, rank and align. margins: m1 and m2.
-        grade, likelihood: weights of the terms that the paper hasn't.
+        grade, likelihood, order: weights of the terms that the paper hasn't.
         lr: the learning rate; 1e-4 suits a pretrained encoder, 1e-3 to 2e-3 the compact one, which starts from nothing.
         cosine: whether it rises over the first twentieth of the steps and falls to zero at the last.
         flatter: how far images are climbed along the score's gradient before a step, in units of their range, from
@@ -228,7 +242,8 @@ def train(
             example = example.to(device)
             if flatter > 0:
                 example = _flattered(model, example, flatter * (step % 8) / 7)
-            terms = losses(model, example, base if base is not None else _constant, weights, margins, grade, likelihood)
+            base = base if base is not None else _constant
+            terms = losses(model, example, base, weights, margins, grade, likelihood, order)
         loss = torch.stack(list(terms.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -27,6 +27,7 @@ from srgym.files import write_json
 from srgym.policies import FlowPolicy, derive_seeds
 from srgym.policies.compact import CompactPolicy
 from srgym.precision import autocast_dtype
+from srgym.rewards.audit.faults import faults_of
 from srgym.rewards.base import Incompatible
 from srgym.rewards.finpercep.heldout import held_out
 from srgym.rewards.finpercep.model import FinPercepRM
@@ -57,7 +58,8 @@ class FinPercepSettings:
         lr: the highest learning rate.
         flatter: see `srgym.rewards.finpercep.train.train`.
         learnt: as of `srgym.runners.reward_models.compass.ScorerSettings`.
-        map, likelihood, grade: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
+        faults: of each context's truth in a step, that the truth must score above: kinds, strengths and places drawn.
+        map, likelihood, grade, order: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
         modulation: see `FinPercepRM`.
     """
 
@@ -75,9 +77,11 @@ class FinPercepSettings:
     lr: float = 2.5e-3
     flatter: float = 0.0
     learnt: Sequence[str] = ()
+    faults: Count = 4
     map: float = 1.0
     likelihood: float = 2.0
     grade: float = 1.0
+    order: float = 2.0
     modulation: str = "clean"
 
     def __post_init__(self) -> None:
@@ -90,11 +94,15 @@ class FinPercepSettings:
 
 @dataclass(frozen=True)
 class Pool:
-    """One context's ground truth [3, H, W] and super-resolutions of it [M, 3, H, W], of the kinds named."""
+    """One context's ground truth [3, H, W] and super-resolutions of it [M, 3, H, W], of the kinds named.
+
+    `plain` are the bicubic and the nearest-neighbour enlargement [2, 3, H, W], which are of a known order.
+    """
 
     gt: Tensor
     sr: Tensor
     kinds: tuple[str, ...]
+    plain: Tensor
 
 
 def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, kept: int, seed: int) -> list[Pool]:
@@ -115,7 +123,9 @@ def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: in
         made = [(kind, image) for kind, image in made if kind != "truth"]
         order = torch.randperm(len(made), generator=torch.Generator().manual_seed(seed + i))[:kept].tolist()
         images = torch.cat([made[j][1] for j in order])
-        pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order)))
+        named = dict(made)
+        plain = torch.cat([named["bicubic"], named["nearest"]])
+        pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order), plain))
     return pool
 
 
@@ -131,15 +141,19 @@ def draw_examples(pool: Sequence[Pool], settings: FinPercepSettings, divisor: fl
     while True:
         number += 1
         picked = torch.randint(len(pool), (settings.contexts_per_step,), generator=generator)
-        sr, gt = [], []
+        sr, gt, better, worse = [], [], [], []
         for i in picked:
-            ours, truth = _part(pool[int(i)], settings, generator)
+            ours, truth, plain = _part(pool[int(i)], settings, generator)
             sr.append(ours)
             gt.append(truth.expand_as(ours))
+            faulty = faults_of(truth[None], settings.faults, generator, seen_alone=True)
+            better += [truth.expand_as(faulty), plain[:1]]
+            worse += [faulty, plain[1:]]
         pair = (torch.cat(sr), torch.cat(gt))
         masks = seed * 7919 + number
         (example,) = make_examples([pair], seed=masks, features=band_energies, divisor=divisor)
-        example = replace(example, group=picked.repeat_interleave(len(sr[0])))
+        pairs = {"better": torch.cat(better), "worse": torch.cat(worse)}
+        example = replace(example, group=picked.repeat_interleave(len(sr[0])), **pairs)
         yield _dithered(example, settings.dither, generator)
 
 
@@ -153,8 +167,8 @@ def _dithered(example: Example, most: float, generator: torch.Generator) -> Exam
     return replace(example, sr=noisy(example.sr), gt=noisy(example.gt), synthetic=noisy(example.synthetic))
 
 
-def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Some of a context's super-resolutions and its truth: [M, 3, s, s], [3, s, s]."""
+def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of a context's super-resolutions, its truth, and its plain ones: [M, 3, s, s], [3, s, s], [2, 3, s, s]."""
 
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
@@ -162,14 +176,14 @@ def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -
     rows = torch.randperm(len(pool.sr), generator=generator)[: settings.candidates_per_step]
     side = min(settings.crop, *pool.gt.shape[-2:])
     top, left, turn, flip = draw(pool.gt.shape[-2] - side + 1), draw(pool.gt.shape[-1] - side + 1), draw(4), draw(2)
-    cut = (x[..., top : top + side, left : left + side] for x in (pool.sr[rows], pool.gt))
+    cut = (x[..., top : top + side, left : left + side] for x in (pool.sr[rows], pool.gt, pool.plain))
     # Other colours, darker or paler: there are few photographs, and a score must not be learnt of what they show.
     colours = torch.randperm(3, generator=generator)
     darker, lift = torch.rand(2, generator=generator).tolist()
     contrast = 1 - 0.4 * darker
     turned = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in cut)
-    sr, gt = (lift * (1 - contrast) + contrast * x[..., colours, :, :] for x in turned)
-    return sr, gt
+    sr, gt, plain = (lift * (1 - contrast) + contrast * x[..., colours, :, :] for x in turned)
+    return sr, gt, plain
 
 
 def held_out_examples(pool: Sequence[Pool], divisor: float, seed: int) -> list[Example]:
@@ -239,7 +253,7 @@ def _fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
         history = train(
             model, examples, steps=steps, weights=(settings.map, 1.0, 1.0), grade=settings.grade,
-            likelihood=settings.likelihood, lr=settings.lr, cosine=True, flatter=settings.flatter,
+            likelihood=settings.likelihood, order=settings.order, lr=settings.lr, cosine=True, flatter=settings.flatter,
             autocast=autocast_dtype("auto", torch.device("cpu")),
         )  # fmt: skip
         model.save(folder / f"rm{stage}")

@@ -1,6 +1,8 @@
 """FinPercep-RM: its map, its modulations, its growth, and that it learns."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from srgym.rewards.finpercep.train import (
     make_examples,
     map_loss,
     measure,
+    order_loss,
     rank_loss,
     train,
 )
@@ -314,6 +317,20 @@ def test_the_terms_of_our_own_are_what_they_say() -> None:
     maps = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.25)
     assert likelihood_loss(*maps).item() == pytest.approx(0.130812, abs=1e-5)
     assert likelihood_loss(maps[1], maps[1]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pairs_of_a_known_order_count_by_how_far_the_wrong_way_they_are(images: Tensor) -> None:
+    better, worse = torch.tensor([0.8, 0.8, 0.6]), torch.tensor([0.3, 0.8, 0.8])
+    for ours, gap in zip(order_loss(better, worse), (0.5, 0.0, -0.2), strict=True):
+        assert float(ours) == pytest.approx(math.log1p(math.exp(-20 * gap)), rel=1e-5)
+    scorer = model()
+    (plain,) = make_examples([(degraded(images), images)], seed=0)
+    paired = replace(plain, better=images[:2], worse=degraded(images)[:2])
+    without, beside = (losses(scorer, e, lambda x: x.new_full((len(x),), 0.8), order=2.0) for e in (plain, paired))
+    s_better, s_worse = scorer.score(images[:2]), scorer.score(degraded(images)[:2])
+    expected = 2 * torch.log1p(torch.exp(20 * (s_worse - s_better))).mean()
+    assert "order" not in without and torch.allclose(beside.pop("order"), expected, atol=1e-5)
+    assert all(torch.allclose(beside[name], without[name], atol=1e-6) for name in without)
 
 
 def test_band_energies_see_missing_detail_and_forgive_faint_noise_on_a_flat_place() -> None:

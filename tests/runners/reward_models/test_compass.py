@@ -5,12 +5,11 @@ import torch
 
 from srgym import rewards
 from srgym.envs import SRTask, sources
-from srgym.rewards.audit.faults import FAULTS, spoilt
+from srgym.rewards.audit.faults import FAULTS, faults_of, spoilt
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.train import (
     Group,
     _family_loss,
-    _faulty,
     _flattered,
     _known_order,
     _order_loss,
@@ -77,7 +76,7 @@ def test_flattered_images_stay_within_two_grey_levels_and_score_higher():
 
 def test_the_truth_is_learnt_to_be_above_faults_that_nobody_labelled():
     generator, truth = torch.Generator().manual_seed(0), synthetic_groups(1, seed=5)[0].images[0]
-    faulty = _faulty(truth, 5, generator)
+    faulty = faults_of(truth[None], 5, generator)
     assert faulty.shape == (5, *truth.shape) and (faulty != truth).flatten(1).any(1).all()
     quality, fidelity = torch.tensor([2.0, 3.0, 1.0]), torch.tensor([0.5, 0.9, 0.2])
     kinds = [("a", "truth"), ("a", "b", "truth")]

@@ -63,6 +63,14 @@ def test_examples_are_parts_of_the_pool_and_follow_the_seed(tiny_policy):
     settings = FinPercepSettings(**{**FEW, "contexts_per_step": 2, "candidates_per_step": 3})
     first, again = (next(draw_examples(pool, settings, 0.1, seed=5)) for _ in range(2))
     assert first.sr.shape == (6, 3, 32, 32) and torch.equal(first.synthetic, again.synthetic)
+    assert len(first.better) == len(first.worse) == 2 * (settings.faults + 1)
+    for i in range(2):  # the truth as it was over each of its faults, and the smooth enlargement over the squares
+        rows = slice(5 * i, 5 * i + settings.faults)
+        assert (first.better[rows] - first.gt[3 * i]).abs().max() < 0.05  # dither
+        assert (first.worse[rows] != first.better[rows]).flatten(1).any(1).all()
+        squares = first.worse[5 * i + settings.faults]
+        edges = (squares[:, :, 1:] - squares[:, :, :-1]).abs().amax((0, 1)) > 1e-6
+        assert 0 < edges.sum() <= 8  # a square is 4 pixels wide, and there are 32
     gap = (first.gt[:1] - first.gt).abs().mean((1, 2, 3))
     assert gap[:3].max() < 2 * settings.dither < gap[3:].min()  # three of one context, three of the other
 
