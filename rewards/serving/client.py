@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
+import math
 import os
 import queue
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from srgym.errors import Refusal, WrongType
 from srgym.rewards.serving.breaker import Breaker
+from srgym.rewards.serving.exchange import Fault, exchange, library, session
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 from srgym.rewards.serving.readiness import ServerRefused, answering
 from srgym.rewards.serving.server import TOKEN_VARIABLE
@@ -25,16 +27,13 @@ __all__ = ["Client", "ServerRefused", "ServersSilent"]
 
 T = TypeVar("T")
 
-_LARGEST_BODY = 4 << 20
+_ROUNDING = 1e-4  # what the logarithm of a probability may be above 0
+_GRACE = 5.0  # seconds behind the deadline after which a batch is given up whose loop is stuck
 _log = logging.getLogger(__name__)
 
 
 class ServersSilent(Refusal):
     """Every server has been silent for several batches: going on would collect samples without scores for ever."""
-
-
-class _Fault(Exception):
-    """A server failed at one request; another try may go well."""
 
 
 class _Replica:
@@ -75,8 +74,16 @@ class _Batch:
             if count:
                 self._hand_over(label)
 
+    def answers_of(self, label: int) -> list[Any]:
+        """A group's answers as far as they are there."""
+        return [self.answers[i] for i in self._rows[label]]
+
+    def next_before(self, end: float) -> Any:
+        """What is handed over next; raises queue.Empty if nothing is by `end` (of `time.monotonic`)."""
+        return self.out.get(timeout=max(0.0, end - time.monotonic()))
+
     def _hand_over(self, label: int) -> None:
-        self.out.put((label, [self.answers[i] for i in self._rows[label]]))
+        self.out.put((label, self.answers_of(label)))
 
 
 class Client:
@@ -135,7 +142,7 @@ class Client:
         self.limit, self.timeout, self.deadline = limit, timeout, deadline
         self.retries, self.backoff, self.structured = retries, backoff, structured
         self.patience, self._silent = patience, 0
-        self._http = _http_library()
+        library()
         self._tls = ssl.create_default_context() if any(r.url.startswith("https") for r in self._replicas) else False
         self._lock = threading.Lock()
         self.stats: Counter[str] = Counter()
@@ -183,17 +190,22 @@ class Client:
         batch = _Batch(list(questions), labels)
         run = self._run(batch, read)
         threading.Thread(target=asyncio.run, args=(run,), name="srgym-client", daemon=True).start()
+        end, missing = time.monotonic() + self.deadline + _GRACE, set(labels)
         try:
-            while (item := batch.out.get()) is not None:
+            while (item := batch.next_before(end)) is not None:
                 if isinstance(item, BaseException):
                     raise item
+                missing.discard(item[0])
                 yield item
+        except queue.Empty:  # the loop is stuck in something that doesn't give way
+            _log.warning("a batch of %d questions is given up %g s after its deadline", len(questions), _GRACE)
+            yield from ((label, batch.answers_of(label)) for label in missing)
         finally:
             batch.left.set()
 
     async def _run(self, batch: "_Batch", read: Callable[[Reply], T]) -> None:
         try:
-            async with self._session() as http:
+            async with session(self.limit, self._tls) as http:
                 try:
                     await self._collect(http, batch, read)
                 finally:
@@ -248,11 +260,6 @@ class Client:
                 )
             )
 
-    def _session(self) -> Any:
-        limits = self._http.Limits(max_connections=self.limit, max_keepalive_connections=self.limit)
-        # Time is kept by this client; proxies of the environment would carry images to hosts that nobody named.
-        return self._http.AsyncClient(timeout=None, limits=limits, verify=self._tls, trust_env=False)
-
     async def _answer(
         self, http: Any, gate: asyncio.Semaphore, question: Question, read: Callable[[Reply], T], faults: Counter[str]
     ) -> T | None:
@@ -267,7 +274,7 @@ class Client:
                 last = await self._replica(avoid=last)
                 try:
                     reply = await self._attempt(http, last, asked)
-                except _Fault as fault:
+                except Fault as fault:
                     faults[str(fault)] += 1
                     continue
             try:
@@ -290,36 +297,26 @@ class Client:
         replica.asked += 1
         reported = False
         try:
-            async with asyncio.timeout(self.timeout):
-                reply = await self._post(http, replica.url, question)
+            reply = await self._post(http, replica.url, question)
             replica.breaker.succeeded()
             reported = True
             return reply
-        except (TimeoutError, self._http.HTTPError, _Fault) as error:
+        except Fault:
             replica.breaker.failed()
             reported = True
-            if isinstance(error, _Fault):
-                raise
-            raise _Fault("timeout" if isinstance(error, TimeoutError) else type(error).__name__) from error
+            raise
         finally:
             replica.busy -= 1
             if not reported:
                 replica.breaker.abandoned()
 
     async def _post(self, http: Any, url: str, question: Question) -> Reply:
-        headers = {"Content-Type": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
         body = json.dumps(self._payload(question)).encode()
-        async with http.stream("POST", url + "/v1/chat/completions", content=body, headers=headers) as response:
-            content = b""
-            async for part in response.aiter_bytes():
-                content += part
-                if len(content) > _LARGEST_BODY:
-                    raise _Fault(f"a body of more than {_LARGEST_BODY} bytes")
-        status = int(response.status_code)
+        status, content = await exchange(
+            http, "POST", url + "/v1/chat/completions", token=self._token, seconds=self.timeout, body=body
+        )
         if status in (408, 425, 429) or status >= 500:
-            raise _Fault(f"status {status}")
+            raise Fault(f"status {status}")
         if status != 200:
             said = content[:300].decode("utf-8", "replace")
             raise ServerRefused(f"{url} answered {status} to a question for the model '{self.model}': {said}")
@@ -351,15 +348,19 @@ def _read_body(content: bytes, question: Question) -> Reply:
         if not isinstance(text, str):
             raise WrongType(f"expected a text, got {type(text).__name__}")
         logprobs = _first_logprobs(choice) if question.choices else {}
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise _Fault("a malformed body") from error
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
+        raise Fault("a malformed body") from error
     stopped = choice.get("finish_reason") == "stop" and choice.get("stop_reason") in question.stop
     return Reply(text, stopped=stopped, logprobs=logprobs)
 
 
 def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float]:
     top = choice["logprobs"]["content"][0]["top_logprobs"]
-    return {str(entry["token"]): float(entry["logprob"]) for entry in top}
+    found = {str(entry["token"]): float(entry["logprob"]) for entry in top}
+    for token, value in found.items():
+        if math.isnan(value) or value > _ROUNDING:
+            raise Refusal(f"expected the logarithm of a probability for {token!r:.20}, got {value}")
+    return found
 
 
 def _spread(seed: int) -> float:
@@ -374,11 +375,3 @@ def _address(url: str) -> str:
         if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0):
             return url.rstrip("/").removesuffix("/v1")
     raise Refusal(f"expected the base address of a server, such as 'http://127.0.0.1:8000', got '{url}'")
-
-
-def _http_library() -> Any:
-    """httpx, under either of the two names that huggingface_hub (which brings it) has used."""
-    for name in ("httpx2", "httpx"):
-        with contextlib.suppress(ModuleNotFoundError):
-            return importlib.import_module(name)
-    raise Refusal("asking a served model needs httpx: pip install httpx")

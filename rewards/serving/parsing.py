@@ -11,7 +11,7 @@ from srgym.rewards.serving.question import BadAnswer, Reply
 
 __all__ = ["find_object", "parse_object", "parse_scores", "score_pattern", "score_reply"]
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 LONGEST = 65_536
 """Characters of an answer that are looked at; no honest answer comes near."""
@@ -68,9 +68,7 @@ def parse_object(text: str) -> dict[str, Any]:
     Raises:
         BadAnswer: if there's none, it isn't JSON, names a key twice or holds NaN or an infinity.
     """
-    text = text[:LONGEST]
-    tagged = _ANSWER.findall(text)
-    json_text = find_object(tagged[-1] if tagged else text)
+    json_text = find_object(_answer(text[:LONGEST]))
     try:
         values = json.loads(json_text, parse_constant=_constant, object_pairs_hook=_unique)
     except BadAnswer:
@@ -80,6 +78,17 @@ def parse_object(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadAnswer(f"expected a JSON object, got {_quote(json_text)}")
     return values
+
+
+def _answer(text: str) -> str:
+    """What stands in the last <answer>...</answer>; all of it where there's none; in one pass."""
+    opened, inside = None, text
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            inside, opened = text[opened : tag.start()], None
+    return inside
 
 
 def find_object(text: str) -> str:

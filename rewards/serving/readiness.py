@@ -1,19 +1,21 @@
 """Whether what a reward depends on is there: asked once, before anything is trained on it."""
 
+import asyncio
 import json
 import logging
-import urllib.error
-import urllib.request
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
 from srgym.errors import Refusal
+from srgym.rewards.serving.exchange import Fault, exchange, in_thread, session
 
 __all__ = ["ServerRefused", "answering", "ensure_ready"]
 
 _log = logging.getLogger(__name__)
 
 _SECONDS = 5.0
+_LARGEST_LIST = 1 << 20
 
 
 class ServerRefused(Refusal):
@@ -45,7 +47,7 @@ def answering(urls: Sequence[str], model: str, token: str | None, seconds: float
     Raises:
         ServerRefused: if none does, or one refuses the token or has no such model.
     """
-    troubles = {url: _trouble(url, model, token, seconds) for url in urls}
+    troubles = in_thread(_troubles(urls, model, token, seconds))
     silent = {url: trouble for url, trouble in troubles.items() if trouble is not None}
     where = ", ".join(f"{url} ({trouble})" for url, trouble in silent.items())
     if len(silent) == len(urls):
@@ -58,26 +60,35 @@ def answering(urls: Sequence[str], model: str, token: str | None, seconds: float
     return [url for url in urls if url not in silent]
 
 
-def _trouble(url: str, model: str, token: str | None, seconds: float) -> str | None:
+async def _troubles(urls: Sequence[str], model: str, token: str | None, seconds: float) -> dict[str, str | None]:
+    tls = ssl.create_default_context() if any(url.startswith("https") for url in urls) else False
+    async with session(len(urls), tls) as http:
+        found = await asyncio.gather(*(_trouble(http, url, model, token, seconds) for url in urls))
+    return dict(zip(urls, found, strict=True))
+
+
+async def _trouble(http: Any, url: str, model: str, token: str | None, seconds: float) -> str | None:
     """Why a server doesn't answer, or None if it does."""
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {token}"} if token else {})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as when asking: through no proxy
     try:
-        with opener.open(request, timeout=seconds) as answer:
-            body = answer.read()
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise ServerRefused(
-                f"{url} answers {error.code}: it wants another token than SRGYM_SERVE_TOKEN or the reward's setting"
-            ) from error
+        status, body = await exchange(
+            http, "GET", f"{url}/v1/models", token=token, seconds=seconds, largest=_LARGEST_LIST
+        )
+    except Fault as fault:
+        return str(fault)
+    if status in (401, 403):
+        raise ServerRefused(
+            f"{url} answers {status}: it wants another token than SRGYM_SERVE_TOKEN or the reward's setting"
+        )
+    if 300 <= status < 400:
+        return f"status {status}, a redirect, which isn't followed: name the address that it leads to"
+    if status != 200:
         # A server that has no list of models may still answer questions.
-        return None if error.code in (404, 405, 501) else f"status {error.code}"
-    except OSError as error:
-        return str(getattr(error, "reason", error))
+        return None if status in (404, 405, 501) else f"status {status}"
     names = _names(body)
     if names and model not in names:
         raise ServerRefused(
-            f"{url} serves {', '.join(map(repr, names))}, and not the model '{model}' that is asked for"
+            f"{url} serves {', '.join(f'{name!r:.60}' for name in names[:5])}, and not the model '{model}' that is "
+            "asked for"
         )
     return None
 
@@ -85,5 +96,5 @@ def _trouble(url: str, model: str, token: str | None, seconds: float) -> str | N
 def _names(body: bytes) -> list[str]:
     try:
         return [str(entry["id"]) for entry in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -1,0 +1,100 @@
+"""One exchange of HTTP with a server that may be slow, wrong or hostile.
+
+It ends within its deadline, reads no more than its limit, follows no redirect (which could carry the token elsewhere)
+and passes through no proxy; whatever goes wrong is a `Fault` with a reason.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import ssl
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from srgym.errors import Refusal
+
+__all__ = ["LARGEST_BODY", "Fault", "exchange", "in_thread", "library", "session"]
+
+T = TypeVar("T")
+
+LARGEST_BODY = 4 << 20
+
+
+class Fault(Exception):
+    """A server failed at one request; another try may go well."""
+
+
+def library() -> Any:
+    """httpx, under either of the two names that huggingface_hub (which brings it) has used."""
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    raise Refusal("asking a served model needs httpx: pip install httpx")
+
+
+def session(limit: int, tls: ssl.SSLContext | bool) -> Any:
+    """An asynchronous client of at most `limit` connections."""
+    http = library()
+    limits = http.Limits(max_connections=limit, max_keepalive_connections=limit)
+    # Time is kept by `exchange`; proxies of the environment would carry images to hosts that nobody named.
+    return http.AsyncClient(timeout=None, limits=limits, verify=tls, trust_env=False, follow_redirects=False)
+
+
+async def exchange(
+    http: Any,
+    method: str,
+    url: str,
+    *,
+    token: str | None,
+    seconds: float,
+    body: bytes | None = None,
+    largest: int = LARGEST_BODY,
+) -> tuple[int, bytes]:
+    """Status and body of a server's answer.
+
+    Args:
+        http: a `session`.
+        token: sent as a bearer token.
+        seconds: for all of it. largest: bytes of the body.
+
+    Raises:
+        Fault: and nothing else, with the reason.
+    """
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    headers |= {} if body is None else {"Content-Type": "application/json"}
+    try:
+        async with asyncio.timeout(seconds):
+            async with http.stream(method, url, content=body, headers=headers) as response:
+                parts, size = [], 0
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > largest:
+                        raise Fault(f"a body of more than {largest} bytes")
+            return int(response.status_code), b"".join(parts)
+    except Fault:
+        raise
+    except TimeoutError as error:
+        raise Fault("timeout") from error
+    except Exception as error:
+        raise Fault(type(error).__name__) from error
+
+
+def in_thread(run: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, run in a loop of its own: the caller may be inside one already (a notebook is)."""
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(asyncio.run(run))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="srgym-client", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return result[0]
