@@ -10,7 +10,7 @@ import pytest
 
 from srgym import agents, rewards
 from srgym.errors import Refusal
-from srgym.settings import Count, Natural, Positive, Share, check_arguments, check_value, fill, leaves
+from srgym.settings import Count, Natural, Positive, Share, check_arguments, check_plain, check_value, fill, leaves
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,25 @@ def test_parts_check_the_types_of_their_options(toy: Any) -> None:
         agents.make("dpo", toy.policy(), rewards.make("psnr_y"), beta="much")
     with pytest.raises(Refusal, match="reward 'compass', gamma: expected a number, got None"):
         rewards.make("compass", gamma=None)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"reward": {"engine": {"token": "hf_abc"}}}, {"a": [{"API_KEY": "hf_abc"}]}, {"wandb.password": "hf_abc"},
+        {"urls": ["http://me:hf_abc@host:80"]}, {"urls": "https://:hf_abc@host"},
+    ],
+)  # fmt: skip
+def test_a_secret_among_settings_is_refused_and_not_repeated(secret: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="holds a secret") as refused:
+        check_plain(secret)
+    assert "hf_abc" not in str(refused.value)
+
+
+def test_references_refer_to_settings_and_to_nothing_else() -> None:
+    check_plain(
+        {"out": "runs/${name}", "a": "${stages.${b}.lr}", "token": None, "tokens": "a", "url": "http://h:80/a@b"}
+    )
+    for text in ("${oc.env:HOME}", "x${ oc.env:HOME,y}", "${hydra:runtime.cwd}", "${${a}:b}", "}${${${a}}:b}"):
+        with pytest.raises(Refusal, match=r"a.b='.*: expected \$\{another.setting\}"):
+            check_plain({"a": {"b": [text]}})

@@ -95,7 +95,7 @@ class Client:
     Args:
         urls: base addresses, such as "http://127.0.0.1:8000"; one or several replicas of the same model.
         model: the name that the servers know the model by.
-        token: sent as a bearer token; the environment variable SRGYM_SERVE_TOKEN when None.
+        token: sent as a bearer token; when None, what the environment variable `token_variable` holds.
         limit: how many requests are in flight at once.
         timeout: seconds for one request.
         deadline: seconds for one batch, retries and pauses included.
@@ -119,6 +119,7 @@ class Client:
         *,
         model: str = "srgym",
         token: str | None = None,
+        token_variable: str = TOKEN_VARIABLE,
         limit: int = 64,
         timeout: float = 60.0,
         deadline: float = 300.0,
@@ -138,7 +139,7 @@ class Client:
                 f"got {limit}, {retries}, {timeout}, {deadline}, {backoff}, {patience}"
             )
         self._replicas = [_Replica(_address(url), Breaker(failures, cooldown)) for url in addresses]
-        self.model, self._token = model, token or os.environ.get(TOKEN_VARIABLE)
+        self.model, self._token = model, token or os.environ.get(token_variable)
         self.limit, self.timeout, self.deadline = limit, timeout, deadline
         self.retries, self.backoff, self.structured = retries, backoff, structured
         self.patience, self._silent = patience, 0

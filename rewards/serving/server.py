@@ -99,6 +99,7 @@ def serve_environment(token: str, *, cpu: bool = False, base: Mapping[str, str] 
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",
     }
     environment.pop("VLLM_SERVER_DEV_MODE", None)
     if cpu:

@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> int:
 
     # A polite kill ends the runs as Ctrl-C does: each saves what it has.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     page, outcomes = compare(plan)
     print(f"done: {page}")
     return 1 if any(outcome.error for outcome in outcomes) else 0

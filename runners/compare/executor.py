@@ -216,6 +216,7 @@ def _spawn(command: Sequence[str], cell: Cell, **environment: str) -> "subproces
         return subprocess.Popen(
             [*command, str(cell.folder)], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SRGYM_ENDS_WITH_STDIN": "1",
+                 "PYTHONSAFEPATH": "1",
                  **environment}, start_new_session=True,
         )  # fmt: skip
 

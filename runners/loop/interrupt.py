@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (a SLURM job's time is nearly over), answered between two iterations."""
+"""Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (a SLURM job's time is nearly over), answered between two
+iterations."""
 
 import contextlib
 import signal
@@ -40,7 +41,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def listening(insistent: bool = True) -> Iterator[StopSignal]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag that the loop reads; a second one acts at once.
+    """Turn the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 into a flag that the loop reads; a second one acts at once.
 
     Args:
         insistent: False lets further ones pass, where a launcher passes on a signal that came to all processes anyway.
@@ -51,8 +52,10 @@ def listening(insistent: bool = True) -> Iterator[StopSignal]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {kind: signal.getsignal(kind) for kind in kinds}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
 
     def restore() -> None:
         for kind, handler in before.items():
@@ -63,7 +66,7 @@ def listening(insistent: bool = True) -> Iterator[StopSignal]:
         if insistent and number != signal.SIGUSR1:  # no one who wants an end at once sends that
             restore()
 
-    for kind in kinds:
+    for kind in before:
         signal.signal(kind, raise_flag)
     try:
         yield stop

@@ -138,7 +138,7 @@ class Runner:
         """Run until the budget is spent, and return `cost`.
 
         Raises:
-            Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
+            Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, once everything is saved.
             Failed: when nothing is learnt any more, or what is learnt are no numbers.
             Exception: whatever the reward, the agent or the source raises, with a note of where the run was.
         """

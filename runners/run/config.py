@@ -28,7 +28,7 @@ from srgym.runners.run.groups import (
     options,
 )
 from srgym.runners.run.overrides import ConfigError, flatten, read_override
-from srgym.settings import Count, Natural, Positive, check_arguments, check_value, fill
+from srgym.settings import Count, Natural, Positive, check_arguments, check_plain, check_value, fill
 
 __all__ = [
     "GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "choices", "compose", "flatten", "options",
@@ -188,6 +188,7 @@ def _composed(groups: tuple[str, ...], folders: tuple[Path, ...]) -> dict[str, A
         except HydraException as error:
             raise ConfigError(str(error).splitlines()[0]) from error
     tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)
+    check_plain(tree)
     return tree
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from srgym.errors import Refusal
 from srgym.files import check_folder
-from srgym.settings import check_value, leaves
+from srgym.settings import check_plain, check_value, leaves
 
 __all__ = [
     "METRICS", "ConfigError", "Override", "defaults", "flatten", "merge_known", "read_override", "take_values", "words",
@@ -130,6 +130,7 @@ def read_override(text: str) -> Override:
 
     Raises:
         ConfigError: for what Hydra's grammar doesn't know.
+        Refusal: for a secret, or a reference that does more than refer (see `check_plain`).
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
@@ -145,6 +146,7 @@ def read_override(text: str) -> Override:
         return Override(text, key, "delete", None)
     how = "set" if kind is OverrideType.CHANGE else "add"
     if not parsed.is_sweep_override():
+        check_plain(parsed.value(), key)
         return Override(text, key, how, parsed.value())
     swept = tuple(parsed.sweep_string_iterator())
     return Override(text, key, how, [read_override(f"{key}={value}").value for value in swept], swept)

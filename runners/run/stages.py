@@ -70,7 +70,7 @@ class Run:
         """Run all stages and return each one's cost.
 
         Raises:
-            Interrupted: after SIGINT, SIGTERM or SIGUSR1, once everything is saved.
+            Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, once everything is saved.
             LostProcess: if another of the run's processes ended.
             ValueError: if the folder holds a run of other settings, or another process works in it.
         """

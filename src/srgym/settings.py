@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 __all__ = [
-    "Count", "Natural", "Positive", "Share", "check_arguments", "check_value", "fill", "leaves", "nearest",
-    "parameters",
+    "Count", "Natural", "Positive", "Share", "check_arguments", "check_plain", "check_value", "fill", "leaves",
+    "nearest", "parameters",
 ]  # fmt: skip
 
 Settings = TypeVar("Settings")
@@ -36,6 +37,44 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield from leaves(value, here)
         else:
             yield here, value
+
+
+_SECRETS = {"token", "access_token", "auth_token", "hf_token", "api_key", "apikey", "password", "secret"}
+_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+
+
+def check_plain(value: Any, key: str = "") -> None:
+    """Refuse a secret among settings, which are written down with what comes of them, and a reference to anything but
+    another setting: `${oc.env:HOME}` would let a file read its reader's environment.
+
+    Raises:
+        Refusal: naming the setting, and not what it holds.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_plain(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_plain(inner, key)
+    elif isinstance(value, str):
+        if key.rpartition(".")[2].lower() in _SECRETS or _PASSWORD_IN_URL.search(value):
+            raise Refusal(
+                f"{key} holds a secret, and settings are written down with their results: leave it out, and put the "
+                "token of a judge's server into the environment variable SRGYM_SERVE_TOKEN (or another, named by "
+                "the engine's token_variable)"
+            )
+        if _calls(value):
+            raise Refusal(f"{key}={value!r:.60}: expected ${{another.setting}}, and no function in a reference")
+
+
+def _calls(text: str) -> bool:
+    """Whether a reference in a text has a function: `${name:...}`."""
+    depth = 0
+    for mark in re.findall(r"\$\{|\}|:", text):
+        if mark == ":" and depth:
+            return True
+        depth += {"${": 1, "}": -1 if depth else 0}.get(mark, 0)
+    return False
 
 
 def check_arguments(maker: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:

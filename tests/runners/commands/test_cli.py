@@ -60,6 +60,9 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
         ),
         (["train", *SMOKE, "logger=tensorbord"], "logger is one of csv, tensorboard, wandb, trackio"),
         (["train", *SMOKE, "stages.reinforce.lora=null"], "has no adapters to keep the two apart"),
+        (["train", "reward=compass_mllm", "+reward.judge.engine.token=hf_abc"], "reward.judge.engine.token holds a se"),
+        (["train", *SMOKE, "name=${oc.env:HOME}"], "expected ${another.setting}, and no function in a reference"),
+        (["evaluate", "policy=here", "env.path=${oc.env:HOME}"], "expected ${another.setting}"),
         (["rewards", "compas"], "did you mean 'compass'"),
         (["rewards", "check"], "expects one reward, got 0"),
         (["upscale"], "expects an image or a folder"),
@@ -171,3 +174,22 @@ def test_a_shell_is_answered_through_argcomplete(tmp_path: Path) -> None:
     }  # fmt: skip
     subprocess.run([sys.executable, "-m", "srgym"], env=os.environ | asked, check=True)
     assert (tmp_path / "answer").read_text().strip() == "agent=diffusion_nft"
+
+
+def test_a_configuration_cannot_read_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "theirs.yaml").write_text("# @package _global_\nname: ${oc.env:HOME}\n")
+    assert main(["train", f"--config-dir={tmp_path}", "experiment=theirs", "--print"]) == 2
+    captured = capsys.readouterr()
+    assert "name='${oc.env:HOME}'" in captured.err and os.environ["HOME"] not in captured.out + captured.err
+
+
+def test_the_current_folder_is_not_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('the current folder was imported')")
+    (tmp_path / "theirs.py").write_text("raise SystemExit('the current folder was imported')")
+    for arguments in (["--version"], ["rewards", "check", "theirs:reward"]):
+        command = [sys.executable, "-m", "srgym", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "the current folder was imported" not in ended.stdout + ended.stderr
+        assert ended.returncode == (2 if "check" in arguments else 0), ended.stderr
+    assert "there is no module 'theirs'" in ended.stderr

@@ -14,7 +14,7 @@ import torch
 from toys import digest
 
 from srgym.runners.loop.checkpoint import Checkpoints
-from srgym.runners.loop.interrupt import Interrupted
+from srgym.runners.loop.interrupt import Interrupted, listening
 from srgym.sealed import Damaged, verify, write_folder
 
 
@@ -33,7 +33,7 @@ def test_killed_at_random_moments_ends_with_the_same_weights(toy: Any, tmp_path:
     assert sum(run["kills"] for run in runs) >= 10
 
 
-@pytest.mark.parametrize("kind, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_save_and_stop_after_the_iteration(toy: Any, tmp_path: Path, kind: signal.Signals, code: int) -> None:
     whole = toy.run()
     whole.learn()
@@ -57,6 +57,16 @@ def test_signals_save_and_stop_after_the_iteration(toy: Any, tmp_path: Path, kin
     assert resumed.iteration == 3
     resumed.learn()
     assert digest(resumed.policy) == digest(whole.policy)
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _flip(path: Path) -> None:
