@@ -1,6 +1,7 @@
 """Image files to RGB: what a folder of photographs really holds, read in one documented way or refused by name."""
 
 import os
+import stat
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -42,6 +43,10 @@ _TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 class BadImage(Refusal):
     """A file that can't be used as an image; the message names the file, what was expected and what came."""
+
+
+class _NoImage(BadImage, MissingFile):
+    """A place where there is no file."""
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -170,15 +175,36 @@ class ImageCache:
         return ImageCache(self._limit / 2**20)
 
 
+_KINDS = (
+    (stat.S_ISREG, "a file"), (stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link to nothing"),
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+
+
+def _kind(path: Path) -> str:
+    """What there is at a path, in words, without opening it: a pipe would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        try:
+            mode = path.lstat().st_mode  # of a link that leads nowhere
+        except FileNotFoundError:
+            return "nothing"
+        except OSError as error:
+            return f"nothing that can be seen ({error.strerror})"
+    return next((name for fits, name in _KINDS if fits(mode)), "neither a file nor a folder")
+
+
 def _what_is(path: Path) -> str:
     return "is a file" if path.exists() else "doesn't exist"
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:
     """The file with its header read, and of an allowed size."""
-    if not path.is_file():
-        what = "is a folder" if path.exists() else "doesn't exist"
-        raise MissingFile(f"expected an image file, got {path}, which {what}")
+    kind = _kind(path)
+    if kind != "a file":
+        no_file = _NoImage if kind in ("nothing", "a link to nothing") else BadImage
+        raise no_file(f"expected an image file at {path}, got {kind}")
     try:
         image = Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -128,7 +128,7 @@ class _NoiseField:
         channels, rows, _ = latent(lr[:, :, :_STEP])
         columns = latent(lr[:, :_STEP])[2]
         self._field = policy.temperature * Noise(seeds).normal((channels, rows, columns))
-        self._density = latent(lr[:, :_STEP, :_STEP])[1] / min(_STEP, lr.shape[1])
+        self._density = latent(lr.new_zeros(3, _STEP, _STEP))[1] / _STEP
         self._device = policy.device
 
     def tile(self, shape: tuple[int, ...], corner: tuple[int, int]) -> Tensor:

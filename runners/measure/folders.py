@@ -80,8 +80,8 @@ def match_folders(
         if paths:
             _check_partners(f"pred ({first})", files, name, paths)
     stems = sorted(files)
-    for paths in predicted.values() if truth else ():
-        _check_sizes(stems, paths, truth)
+    for paths in predicted.values():
+        _check_sizes(stems, paths, truth or paths)
     images = {name: Images(paths, _read, colour_fix) for name, paths in predicted.items()}
     scale = image_size(files[stems[0]])[0] // image_size(inputs[stems[0]])[0] if inputs else 1
     return FolderContexts(stems, inputs, truth, scale), images

@@ -1,5 +1,7 @@
 """Every kind of image file is read as documented, or refused by name."""
 
+import os
+import socket
 import struct
 import warnings
 import zlib
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from srgym.envs.folders import LRFolder
 from srgym.envs.images import MAX_PIXELS, BadImage, ImageCache, image_files, image_size, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -190,9 +193,10 @@ def test_values_without_a_known_white_are_refused(tmp_path):
 
 
 def test_missing_files_and_folders(tmp_path, draw):
-    for path, what in ((tmp_path / "none.png", "doesn't exist"), (tmp_path, "is a folder")):
-        with pytest.raises(FileNotFoundError, match=what):
-            read_image(path)
+    with pytest.raises(FileNotFoundError, match=r"expected an image file at .*none.png, got nothing"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(BadImage, match="got a folder"):
+        read_image(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected a folder of images, got .*none, which doesn't exist"):
         image_files(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="which is a file"):
@@ -227,3 +231,46 @@ def test_the_cache_forgets_the_least_recently_used(tmp_path, draw, monkeypatch):
     assert cache.read(paths[0]) is first
     with pytest.raises(pytest.fail.Exception, match=r"1\.png"):
         cache.read(paths[1])
+
+
+def test_what_only_bears_an_images_name_is_named_and_skipped(tmp_path, draw):
+    """A pipe would be waited for for ever, and a link that leads nowhere isn't there for who opens it."""
+    folder = tmp_path / "set"
+    for name in ("a.png", "b.png"):
+        draw(folder / name)
+    odd = {"link.png": "a link to nothing", "pipe.png": "a pipe", "socket.png": "a socket", "empty.png": "no image",
+           "device.png": "a device", "text.png": "no image"}  # fmt: skip
+    (folder / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "device.png").symlink_to("/dev/null")
+    os.mkfifo(folder / "pipe.png")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(folder / "socket.png"))  # a socket's path is short
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    draw(folder / "folder.png" / "c.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    with pytest.warns(UserWarning, match="7 of 10 images skipped"):
+        source = LRFolder(folder, scale=4, on_bad_image="skip")
+    assert source.images == ["a", "b", "folder.png/c"] and set(source.skipped) == {*(n[:-4] for n in odd), "loop"}
+    for name, what in odd.items():
+        assert what in source.skipped[name[:-4]] or what == "no image"
+    with pytest.raises(ValueError, match="got 7 of 10 that can't"):
+        LRFolder(folder, scale=4)
+    listener.close()
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, draw, monkeypatch):
+    """Root, who runs some tests, may read everything."""
+    path, denied = draw(tmp_path / "a.png"), PermissionError(13, "Permission denied")
+
+    def forbid(*_, **__):
+        raise denied
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", forbid)
+        with pytest.raises(BadImage, match=r"a.png.*Permission denied"):
+            read_image(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "stat", forbid)
+        with pytest.raises(BadImage, match=r"a.png, got nothing that can be seen \(Permission denied\)"):
+            read_image(path)

@@ -74,6 +74,14 @@ def test_one_tile_is_the_policy_itself(tiny_policy: CompactPolicy) -> None:
     torch.testing.assert_close(upscale(tiny_policy, lr, steps=3, seed=4), tiny_policy.predict(lr[None], 3, 4)[0])
 
 
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("side", [1, 3, 7, 15, 16, 17])
+def test_thin_strips_are_cut_like_any_image(tiny_policy: CompactPolicy, side: int, mean: bool) -> None:
+    for height, width in ((side, 53), (53, side)):
+        sr = upscale(tiny_policy, _photo(height, width), steps=1, tile=48, overlap=16, mean=mean)
+        assert sr.shape == (3, 4 * height, 4 * width) and sr.isfinite().all()
+
+
 def test_a_pointwise_policy_is_the_same_in_tiles() -> None:
     policy, lr = Pointwise(), _photo(45, 83)
     tiled = upscale(policy, lr, steps=3, tile=48, overlap=16)

@@ -1,6 +1,7 @@
 """`srgym upscale`: which file becomes which, what is kept, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,12 @@ def test_a_folder_keeps_its_shape_and_bad_images_are_named(
     photo(folder / "a.jpg")
     photo(folder / "sea" / "b.png", (5, 3))
     (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(folder / "pipe.png")
     assert main(["upscale", str(folder), f"--policy={policy}", "steps=1", "colour=adain"]) == 2
     out, told = capsys.readouterr()
-    assert "broken.jpg" in told
-    assert "1 of 3 images were skipped" in told
+    assert all(name in told for name in ("broken.jpg", "link.jpg", "pipe.png"))
+    assert "3 of 5 images were skipped" in told
     made = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "holiday_x4").rglob("*.png"))
     assert made == ["holiday_x4/a.png", "holiday_x4/sea/b.png"]
     assert len(out.splitlines()) == 2
