@@ -1,4 +1,7 @@
-"""The single steps that degradations are made of, on one image: float32 [3, H, W], CPU, not differentiable."""
+"""The single steps that degradations are made of, on one image: float32 [3, H, W], CPU, not differentiable.
+
+Each gives the same bits with any number of threads.
+"""
 
 import io
 
@@ -33,9 +36,10 @@ def convolve(image: Tensor, kernel: npt.NDArray[np.float64]) -> Tensor:
     flipped = torch.from_numpy(np.ascontiguousarray(kernel[::-1, ::-1])).float()
     # Lengths without large prime factors are transformed two to three times faster.
     size = [next_fast_len(side, real=True) for side in padded.shape[-2:]]
-    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(flipped, s=size)
+    # NumPy's product: torch's rounds as its work is cut among threads.
+    product = torch.fft.rfft2(padded, s=size).numpy() * torch.fft.rfft2(flipped, s=size).numpy()
     # A circular convolution is right from cell k - 1 on, and what lies there is exactly the image.
-    filtered: Tensor = torch.fft.irfft2(spectrum, s=size)
+    filtered: Tensor = torch.fft.irfft2(torch.from_numpy(product), s=size)
     return filtered[:, 2 * half : 2 * half + height, 2 * half : 2 * half + width].contiguous()
 
 
@@ -56,8 +60,23 @@ def resize(image: Tensor, height: int, width: int, mode: str) -> Tensor:
         return image
     if mode == "area":
         return F.interpolate(image[None], size=size, mode="area")[0]
-    kind, antialias = mode.removesuffix("_antialias"), mode.endswith("_antialias")
-    return F.interpolate(image[None], size=size, mode=kind, align_corners=False, antialias=antialias)[0]
+    if mode == "bilinear":
+        return _between(_between(image, 1, size[0]), 2, size[1])
+    antialias = mode == "bicubic_antialias"
+    return F.interpolate(image[None], size=size, mode="bicubic", align_corners=False, antialias=antialias)[0]
+
+
+def _between(image: Tensor, axis: int, size: int) -> Tensor:
+    """Linear interpolation along an axis, by sums and products alone.
+
+    The bilinear mode of torch rounds as its work is cut among threads.
+    """
+    length = image.shape[axis]
+    place = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
+    low = place.long()
+    share = (place - low).float().view([-1 if i == axis else 1 for i in range(3)])
+    first, second = (image.index_select(axis, cell) for cell in (low, (low + 1).clamp(max=length - 1)))
+    return first + (second - first) * share
 
 
 def gaussian_noise(image: Tensor, rng: np.random.Generator, sigma: float, grey: bool) -> Tensor:

@@ -52,6 +52,19 @@ def test_a_sample_depends_on_its_own_seed_and_not_on_the_batch(preset):
     assert torch.equal(whole[order], degrade(hr[order], preset, seed=[seeds[i] for i in order])[0])
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_number_of_threads_changes_no_bit(preset):
+    hr, before = torch.rand(1, 3, 516, 516, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    made = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(torch.cat([degrade(hr, preset, seed=[seed])[0] for seed in range(6)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def test_one_seed_for_all_gives_each_sample_its_own():
     hr = pictures(1).expand(4, -1, -1, -1)
     lr, records = degrade(hr, "realesrgan", seed=7)

@@ -90,3 +90,13 @@ def test_quantised_images_are_on_256_levels():
     levels = operations.quantise(torch.linspace(-0.2, 1.2, 999)) * 255
     torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
     assert levels.min() == 0 and levels.max() == 255
+
+
+@pytest.mark.parametrize("side", [1, 2, 33, 129, 700])
+def test_bilinear_is_torchs_to_rounding(side):
+    image = torch.rand(3, side, side + 1, generator=torch.Generator().manual_seed(0))
+    for height, width in ((1, 1), (side, 2 * side + 3), (3 * side // 4 + 1, side + 7), (2 * side, side // 3 + 1)):
+        theirs = F.interpolate(image[None], size=(height, width), mode="bilinear")[0]
+        torch.testing.assert_close(
+            operations.resize(image, height, width, "bilinear"), theirs, rtol=0, atol=1e-4
+        )  # torch places in float32
