@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from srgym.errors import Refusal
 from srgym.files import write_json
-from srgym.sealed import Damaged, check_shapes, read_object, read_tensors
+from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, write_tensors
 from srgym.settings import Count, Positive, check_arguments
 
 __all__ = [
@@ -239,13 +239,9 @@ def read_settings(folder: Path) -> tuple[LoraSettings, list[str]]:
 def write(model: nn.Module, folder: Path, settings: LoraSettings) -> None:
     """Write adapters as `adapter_{name}.safetensors`, with `adapters.json` beside: where alpha is not the rank, LoRA
     tensors without their alpha are silently another model."""
-    from safetensors.torch import save_file
-
     for adapter in names(model):
-        tensors = {
-            name.replace(f".{adapter}.", "."): p.detach().cpu().contiguous() for name, p in parameters(model, adapter)
-        }
-        save_file(tensors, folder / f"adapter_{adapter}.safetensors", metadata={"format": "pt"})
+        tensors = {name.replace(f".{adapter}.", "."): p for name, p in parameters(model, adapter)}
+        write_tensors(folder / f"adapter_{adapter}.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapters.json", {**asdict(settings), "adapters": list(names(model))})
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
 from srgym.policies.base import FlowPolicy
-from srgym.sealed import check_shapes, read_tensors
+from srgym.sealed import check_shapes, read_tensors, write_tensors
 
 __all__ = ["CompactPolicy", "bicubic"]
 
@@ -284,12 +284,10 @@ class CompactPolicy(FlowPolicy):
         return {"scale": self.scale, "weights": None, "temperature": self.temperature, **self._shape}
 
     def save_base(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         tensors = {
             name.replace(".base_layer.", "."): p for name, p in self.state_dict().items() if ".lora_" not in name
         }
-        save_file({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", tensors)
 
     def load_base(self, folder: Path) -> None:
         path = folder / "model.safetensors"

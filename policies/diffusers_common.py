@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from srgym.errors import Refusal
+from srgym.sealed import write_tensors
 
 __all__ = [
     "PLACEMENTS", "ConditionCache", "OnDemand", "decode_tiled", "digest", "fingerprint", "pack", "pad_to",
@@ -219,11 +220,9 @@ class ConditionCache:
 
     @staticmethod
     def _write(path: Path, entry: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.stem}.{os.getpid()}")  # several ranks may write the same entry
-        save_file(dict(entry), draft)
+        write_tensors(draft, entry)
         draft.replace(path)
 
 

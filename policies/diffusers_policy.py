@@ -3,7 +3,6 @@
 The pipeline's own transformer, VAE, text encoders and scheduler do the work; a policy says how they are called.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from srgym.errors import MissingFile, Refusal
 from srgym.policies import diffusers_common as common
 from srgym.policies.base import FlowPolicy
+from srgym.sealed import read_object
 
 __all__ = ["DiffusersPolicy", "core_state", "open_pipeline", "write_core"]
 
@@ -35,7 +35,7 @@ def open_pipeline(path: str | Path, class_name: str, dtype: str, **components: A
             f"expected a {class_name} saved by diffusers in {folder}, which has no model_index.json; "
             "fetch the model's repository into a folder and give that as path"
         )
-    named = json.loads(index.read_text()).get("_class_name")
+    named = read_object(index, {}).get("_class_name")
     if named != class_name and not components:
         raise Refusal(f"expected a {class_name} in {folder}, got a {named}")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):

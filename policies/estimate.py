@@ -7,7 +7,6 @@ a kind are run, and the rest follow. Left out are the allocator's fragmentation 
 activations, and the reward.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -25,6 +24,7 @@ from srgym.policies.diffusers_policy import DiffusersPolicy
 from srgym.policies.registry import policy_class
 from srgym.policies.tracing import extended, traced
 from srgym.policies.workload import Workload
+from srgym.sealed import read_object
 
 __all__ = ["PEAKS", "Batches", "Estimate", "Workload", "blank_condition", "estimate", "skeleton"]
 
@@ -181,7 +181,7 @@ def _pipe(name: str, options: Mapping[str, Any]) -> _Pipe:
             where = Path(folder) / part
         model = getattr(diffusers, kind)
         if where is not None:
-            parts[part] = model.from_config(json.loads((where / "config.json").read_text()))
+            parts[part] = model.from_config(read_object(where / "config.json", {}))
         else:
             parts[part] = model(**arguments)
     vae = parts["vae"].config

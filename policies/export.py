@@ -16,6 +16,7 @@ from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.diffusers_policy import DiffusersPolicy, core_state, write_core
 from srgym.policies.registry import load, policy_folder
+from srgym.sealed import read_object, sort_header
 
 __all__ = [
     "FORMS", "LORA_FILE", "Card", "card_of", "export", "export_lora", "export_merged", "import_lora", "model_card",
@@ -88,19 +89,10 @@ def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: C
     type(owner.pipe).save_lora_weights(
         str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=plain
     )
-    _sort_header(folder / LORA_FILE)
+    sort_header(folder / LORA_FILE)
     if card is not None:
         (folder / "README.md").write_text(model_card(owner, card, adapter=adapter))
     return folder / LORA_FILE
-
-
-def _sort_header(file: Path) -> None:
-    """safetensors writes several metadata entries in an order of chance: sorted, the same weights are the same file."""
-    content = file.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the tensors' bytes start at a multiple of 8
-    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
 
 
 @torch.no_grad()
@@ -321,7 +313,7 @@ def card_of(folder: Path, base_model: str, licence: str = "other") -> Card:
     run = next((parent for parent in folder.absolute().parents if (parent / "run.json").is_file()), None)
     if run is None:
         return Card(base_model, "not known", "not known", "not known", licence=licence)
-    record, config = (json.loads((run / name).read_text()) for name in ("run.json", "config.json"))
+    record, config = (read_object(run / name, {}) for name in ("run.json", "config.json"))
     stage = config["stages"].get(folder.absolute().parent.name, {})
     trained = stage
     while "agent" not in trained and trained.get("lora_from") in config["stages"]:  # a merge: what was merged in

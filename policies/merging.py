@@ -21,7 +21,7 @@ from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import make, read_description
 from srgym.registry import named_by
-from srgym.sealed import read_tensors, seal, verify_if_sealed
+from srgym.sealed import read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
 
@@ -191,7 +191,7 @@ def _shards(folder: Path) -> list[Path]:
     """The files of a transformer's weights: those of its index, or the one there is."""
     index = folder / f"{_SHARD}.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [folder / name for name in sorted(set(read_object(index, {"weight_map": dict})["weight_map"].values()))]
     if not (folder / _SHARD).is_file():
         raise MissingFile(f"expected {_SHARD} or its index in {folder}, found neither")
     return [folder / _SHARD]
@@ -250,8 +250,6 @@ def _copy_rest(into: Path, weights: Path, out: Path) -> Path:
 
 
 def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target: Path, out: Path) -> MergeReport:
-    from safetensors.torch import save_file
-
     generator = torch.Generator().manual_seed(0)
     changed, worst, rounding = 0, 0.0, 0.0
     for path in _shards(weights):
@@ -270,7 +268,7 @@ def _merge_shards(loras: Sequence[tuple[LoraFile, float]], weights: Path, target
             changed += 1
         if worst > _TOLERANCE:
             raise Refusal(f"merging {path} went wrong: outputs differ by {worst:.1e}, expected at most {_TOLERANCE}")
-        save_file(tensors, target / path.name, metadata={"format": "pt"})
+        write_tensors(target / path.name, tensors, {"format": "pt"})
     return MergeReport(out, changed, worst, rounding)
 
 

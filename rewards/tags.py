@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from srgym.errors import MissingFile, Refusal
+from srgym.sealed import read_object
 
 __all__ = ["VOCABULARY", "Tagger", "Thing"]
 
@@ -109,7 +110,7 @@ class Tagger:
         pixels = (image.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
         path = self.cache / f"{self._key(pixels)}.json" if self.cache is not None else None
         if path is not None and path.is_file():
-            return [Thing(**thing) for thing in json.loads(path.read_text())["things"]]
+            return [Thing(**thing) for thing in read_object(path, {"things": list})["things"]]
         detected = self._find(pixels)
         if path is not None:
             _write(path, {"things": [asdict(thing) for thing in detected], **self._settings()})

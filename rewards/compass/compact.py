@@ -5,7 +5,6 @@ is asked twice, for the upsampled LR and for the SR, so both qualities are on on
 beside the pictures, since what tells texture from noise and ringing lives there.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
-from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed
+from srgym.files import write_json
+from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["CompactCompass", "load"]
 
 _LARGEST = 1024
+_SILU_GAIN = 1.68  # 1 / sqrt(E[SiLU(z)^2]), z standard normal
 _WEIGHTS = Path(__file__).parents[1] / "weights" / "compass_compact"
 
 
@@ -47,6 +48,9 @@ class _Trunk(nn.Module):
             )
             channels = width
         self.stages = nn.ModuleList(stages)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # keeps the size of what passes; at torch's own scale a picture is lost
+                nn.init.normal_(layer.weight, 0.0, _SILU_GAIN / (9 * layer.in_channels) ** 0.5)
         self.features = 2 * sum(widths)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,13 +105,9 @@ class CompactCompass(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `model.json`, sealed."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: p.detach().contiguous() for name, p in self.state_dict().items()}, folder / "model.safetensors"
-        )
-        (folder / "model.json").write_text(json.dumps(self._shape) + "\n")
+        write_tensors(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "model.json", self._shape)
         seal(folder)
 
 

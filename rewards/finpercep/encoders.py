@@ -57,9 +57,8 @@ class CompactEncoder(Encoder):
         return torch.cat([super().normalise(image), 8 * (image - smooth)], 1)
 
 
-_SILU_GAIN = 1.68
+_SILU_GAIN = 1.68  # 1 / sqrt(E[SiLU(z)^2]), z standard normal
 _FAINT = 0.05  # of the variance
-"""1 / sqrt(E[SiLU(z)^2]), z standard normal."""
 
 
 def _convolutions(into: int, out: int, stride: int) -> nn.Sequential:

@@ -6,7 +6,6 @@ default here is g(M) = 1 - M, which looks at what isn't broken.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
+from srgym.files import write_json
 from srgym.rewards.finpercep.encoders import ENCODERS, Encoder
-from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, seal, verify_if_sealed
+from srgym.sealed import Damaged, check_shapes, read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["LAST_STAGE", "MODULATIONS", "FinPercepRM", "load"]
 
@@ -147,16 +147,14 @@ class FinPercepRM(nn.Module):
 
     def save(self, folder: str | Path, **notes: Any) -> None:
         """Write `model.safetensors` and `model.json`, sealed, with notes on how the weights came about."""
-        from safetensors.torch import save_file
-
         if self._named is None:
             raise Refusal(f"only a model whose encoder is one of {', '.join(ENCODERS)} can be saved by name")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu().contiguous() for name, p in self.state_dict().items()}, folder / _WEIGHTS)
+        write_tensors(folder / _WEIGHTS, self.state_dict())
         built = {"encoder": self._named, "stage": self.stage, "modulation": self.modulation, "hidden": self._hidden}
         described = {"model": {**built, **self._options}, "notes": notes}
-        (folder / _DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+        write_json(folder / _DESCRIPTION, described)
         seal(folder)
 
 

@@ -1,11 +1,11 @@
 """Whether a text names what the picture shows."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from srgym.errors import MissingFile, Refusal
+from srgym.sealed import read_object
 
 __all__ = ["MATCHES", "mentions", "read_synonyms", "singular", "understanding_reward"]
 
@@ -78,10 +78,8 @@ def read_synonyms(path: str | Path) -> dict[str, list[str]]:
     """
     if not Path(path).is_file():
         raise MissingFile(f"expected a file of synonyms at '{path}', found none")
-    held = json.loads(Path(path).read_text(encoding="utf-8"))
-    listed = isinstance(held, dict) and all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in held.values()
-    )
+    held = read_object(Path(path), {})
+    listed = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in held.values())
     if not listed:
         raise Refusal(f"expected synonyms as {{tag: [word, ...], ...}} in '{path}'")
     return {tag.lower(): names for tag, names in held.items()}

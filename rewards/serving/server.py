@@ -25,7 +25,12 @@ TOKEN_VARIABLE = "SRGYM_SERVE_TOKEN"
 """The environment variable that holds the servers' token; a token is never written into a configuration."""
 
 _NOWHERE = "data-urls-only.invalid"
-_WHAT_CANNOT_BE_CHANGED = ("--trust-remote-code", "--allowed-local-media-path", "--allowed-media-domains", "--api-key")
+# Options of vLLM that a command line of ours sets, that run code, or that would let others in or images be fetched.
+_WHAT_CANNOT_BE_CHANGED = (
+    "trust-remote-code", "allowed-local-media-path", "allowed-media-domains", "api-key", "config", "host", "port",
+    "uds", "model", "served-model-name", "generation-config", "middleware", "tool-parser-plugin",
+    "reasoning-parser-plugin", "worker-cls", "worker-extension-cls", "logits-processors",
+)  # fmt: skip
 
 
 def serve_command(
@@ -60,9 +65,11 @@ def serve_command(
         raise Refusal(f"expected a port from 1 to 65535, got {port}")
     if images < 1:
         raise Refusal(f"expected a limit of at least 1 image in a request, got {images}")
-    unsafe = [word for word in extra if word.split("=")[0].replace("_", "-") in _WHAT_CANNOT_BE_CHANGED]
-    if unsafe:
-        raise Refusal(f"'{unsafe[0]}' would undo a safe setting; the server can't be started with it")
+    for word in extra:
+        option = word.removeprefix("--").split("=")[0].split(".")[0].replace("_", "-")
+        # vLLM understands the beginning of an option as well as the whole.
+        if word.startswith("--") and any(known.startswith(option) for known in _WHAT_CANNOT_BE_CHANGED):
+            raise Refusal(f"'{word}' would undo a safe setting (host=, port= and --model say the others)")
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_folder(model).resolve())]
     command += ["--served-model-name", name, "--host", host, "--port", str(port)]
     command += [

@@ -4,8 +4,10 @@
 Nothing heavy is imported before the settings are checked.
 """
 
+import errno
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +22,9 @@ from srgym.registry import TRUST
 __all__ = ["COMMANDS", "main"]
 
 DEBUG = "SRGYM_DEBUG"
+
+# What a disk answers that is full, or closed to whoever writes.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 COMMANDS = {
     "train": "train a policy: srgym train experiment=oars",
@@ -85,18 +90,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Callable[[list[str]], int], rest: list[str]) -> int:
-    warnings.showwarning = _tell
+    warnings.showwarning, threading.excepthook = _tell, _tell_of_thread
     try:
         return int(command(rest) or 0)
     except KeyboardInterrupt:
         return _refuse("stopped", 130)
+    except OSError as error:
+        if isinstance(error, Refusal):
+            return _refuse(_told(error))
+        if error.errno not in _DISK:
+            raise
+        where = error.filename or "a file"
+        return _refuse(f"{where}: {error.strerror}; what was saved before is kept", 1)
     except Exception as error:
         code = 2 if isinstance(error, Refusal) else getattr(error, "exit_code", None)  # a run that says how it ended
         if code is None:
             raise  # of somebody's code or of ours: its traceback tells where, its notes when
-        if os.environ.get(DEBUG) == "1":
-            traceback.print_exc()
-        return _refuse("\n".join([str(error), *getattr(error, "__notes__", ())]), int(code))
+        return _refuse(_told(error), int(code))
+
+
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """An error of a thread as Python shows it, but for a disk's, which whoever writes through the thread gets, too."""
+    if not isinstance(args.exc_value, OSError) or args.exc_value.errno not in _DISK:
+        threading.__excepthook__(args)
+
+
+def _told(error: Exception) -> str:
+    """An error's message and notes; its traceback is printed where that is asked for."""
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exception(error)
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _tell(

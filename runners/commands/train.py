@@ -13,7 +13,6 @@
 A run whose folder (out=) holds one of the same settings goes on where it stopped; overwrite=true starts it afresh.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from srgym.registry import named_by
 from srgym.runners.commands.arguments import take_flag, take_option
 from srgym.runners.run.config import RunConfig, compose, resolve
 from srgym.runners.run.overrides import take_values
+from srgym.sealed import read_object
 
 __all__ = ["run"]
 
@@ -74,7 +74,7 @@ def _resumed(folder: Path, arguments: list[str], folders: list[Path]) -> RunConf
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFile(f"resume={folder}: expected the folder of a run, with config.json, found none")
-    before = json.loads(path.read_text())
+    before = read_object(path, {"overrides": list})
     folders = [*map(Path, before.get("config_dirs", ())), *folders]
     return resolve(*compose([*before["overrides"], f"out={folder}", *arguments], folders))
 

@@ -4,7 +4,6 @@ It is a run as `srgym train` makes it, whose evaluations are written down image 
 policy on the test contexts.
 """
 
-import json
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from srgym.runners.measure.methods import Method, Samples, baselines
 from srgym.runners.run.build import build_policy, build_task, larger_crops, pick_device, use_threads
 from srgym.runners.run.config import RunConfig, compose, resolve
 from srgym.runners.run.stages import Run
+from srgym.sealed import read_object
 
 __all__ = ["Progress", "Recorder", "main", "run_cell"]
 
@@ -79,7 +79,7 @@ def run_cell(folder: Path) -> None:
     - `test`: changes of the env section for the final evaluation; `limit`, `steps`, `seeds`, `pictures`,
       `picture_size`: of it; `baselines`: whether to score what costs no reinforcement learning, too.
     """
-    request, started = json.loads((folder / "cell.json").read_text()), time.monotonic()
+    request, started = read_object(folder / "cell.json", {}), time.monotonic()
     config = resolve(*compose([*(request["overrides"] or request["settings"]), f"out={folder / 'run'}"]))
     first = os.environ.get("RANK", "0") == "0"  # of several processes that share the training, the one that writes
     with locked(folder) if first else nullcontext():

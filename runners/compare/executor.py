@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 from srgym.errors import Refusal
 from srgym.files import write_json
+from srgym.sealed import read_object
 
 __all__ = [
     "Cell",
@@ -90,7 +91,7 @@ def read_done(cell: Cell) -> dict[str, Any] | None:
     path = cell.folder / "done.json"
     if not path.is_file():
         return None
-    done: dict[str, Any] = json.loads(path.read_text())
+    done = read_object(path, {"request": dict})
     asked = json.loads(json.dumps(cell.request, default=str))
     for key in sorted({*asked, *done["request"]}):
         before, now = done["request"].get(key), asked.get(key)

@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: sealed folders of safetensors and JSON, written beside their place and
 renamed, so that a crash at any moment leaves the previous one."""
 
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -12,7 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from srgym.errors import Refusal
-from srgym.sealed import Damaged, read_tensors, verify, write_folder
+from srgym.files import write_json
+from srgym.sealed import (
+    Damaged,
+    read_object,
+    read_tensors,
+    replaced_folders,
+    restore,
+    verify,
+    write_folder,
+    write_tensors,
+)
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -46,13 +55,12 @@ class Checkpoints:
             tensors: by file stem, then by name; each group becomes one safetensors file.
             values: everything else, JSON values.
         """
-        from safetensors.torch import save_file
 
         def write(draft: Path) -> None:
             for stem, named in tensors.items():
-                whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
-                save_file(whole, draft / f"{stem}.safetensors")
-            (draft / "values.json").write_text(json.dumps(values, indent=1) + "\n")
+                # Clones: some tensors share their memory, which safetensors doesn't write.
+                write_tensors(draft / f"{stem}.safetensors", {name: t.detach().clone() for name, t in named.items()})
+            write_json(draft / "values.json", values)
 
         written = write_folder(self.folder_of(number), write)
         for old in self._found()[self._keep :]:
@@ -81,10 +89,12 @@ class Checkpoints:
         """The folders of checkpoints, newest first."""
         if not self.folder.is_dir():
             return []
+        for folder in replaced_folders(self.folder):
+            restore(folder)
         return sorted((p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
 
 
 def read(folder: Path) -> Checkpoint:
     """Read a verified checkpoint."""
     tensors = {path.stem: read_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
-    return Checkpoint(folder, tensors, json.loads((folder / "values.json").read_text()))
+    return Checkpoint(folder, tensors, read_object(folder / "values.json", {}))

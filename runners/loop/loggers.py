@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go: a CSV file always, TensorBoard by default, wandb or trackio by one key."""
 
 import csv
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srgym.errors import Refusal
+from srgym.files import naming, write_whole
 from srgym.settings import leaves
 
 # What TensorBoard sets beside the hyperparameters.
@@ -43,10 +45,10 @@ class CSVLogger(Logger):
 
     Args:
         path: the file. What it holds of steps up to `after` stays, so that a resumed run's file has no step twice.
-        after: the step that a resumed run goes on from.
+        after: the step that a resumed run goes on from; -1 of one that starts.
     """
 
-    def __init__(self, path: Path, after: int = 0) -> None:
+    def __init__(self, path: Path, after: int = -1) -> None:
         self._path = path
         self._columns, rows = _read(path)
         kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= after]
@@ -58,17 +60,16 @@ class CSVLogger(Logger):
             _, rows = _read(self._path)
             self._columns = [*self._columns, *new]
             self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
-            row = {"step": step, **{name: f"{value:.8g}" for name, value in values.items()}}
+        row = {"step": step, **{name: f"{value:.8g}" for name, value in values.items()}}
+        with naming(self._path), self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        draft = self._path.with_suffix(".partial")
-        with draft.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        draft.replace(self._path)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, file.getvalue().encode())
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -110,11 +111,11 @@ class TensorBoardLogger(Logger):
     The settings of `config` go in as text, and those of the agent, the runner and the LoRA as hyperparameters.
     """
 
-    def __init__(self, folder: Path, after: int = 0, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, after: int = -1, config: Mapping[str, Any] | None = None) -> None:
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = cast(Any, SummaryWriter(str(folder), purge_step=after + 1))
+        self._folder, self._writer = folder, cast(Any, SummaryWriter(str(folder), purge_step=after + 1))
         if config is None:
             return
         written = json.dumps(config, indent=2, default=str)
@@ -125,14 +126,17 @@ class TensorBoardLogger(Logger):
             self._writer.file_writer.add_summary(summary)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with naming(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: Tensor) -> None:
-        self._writer.add_image(name, image.clamp(0, 1), step)
+        with naming(self._folder):
+            self._writer.add_image(name, image.clamp(0, 1), step)
 
     def close(self) -> None:
-        self._writer.close()
+        with naming(self._folder):
+            self._writer.close()
 
 
 class TrackerLogger(Logger):
@@ -172,13 +176,13 @@ def check_loggers(names: Iterable[str]) -> None:
 
 
 def make_loggers(
-    names: str | Iterable[str], folder: Path, run: str, config: Mapping[str, Any], after: int = 0
+    names: str | Iterable[str], folder: Path, run: str, config: Mapping[str, Any], after: int = -1
 ) -> list[Logger]:
     """The loggers of one stage: `metrics.csv` and `pictures/` in `folder` always, and what `names` asks for beside.
 
     Args:
         run: what the trackers call it. config: the stage's settings, which they keep.
-        after: the step that a resumed run goes on from.
+        after: the step that a resumed run goes on from; -1 of one that starts.
 
     Raises:
         ValueError: for a name that isn't in `LOGGERS`.

@@ -13,7 +13,7 @@ from srgym.envs.rendering import legend, overlay
 from srgym.envs.sources import Source
 from srgym.envs.task import Context, SRTask
 from srgym.errors import MissingFile, Refusal
-from srgym.files import write_json
+from srgym.files import write_json, write_whole
 from srgym.rewards.base import Reward
 from srgym.runners.measure.methods import Method, as_method
 from srgym.runners.measure.metrics import Metric, check_metrics, make_metrics, metric_rows
@@ -203,11 +203,15 @@ def evaluation_record(methods: Mapping[str, Method], metrics: Sequence[Metric], 
     }
 
 
+def write_frame(frame: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write `name`.csv and `name`.parquet."""
+    write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+    write_whole(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
+
 def save_evaluation(frame: pd.DataFrame, record: Mapping[str, Any], folder: Path, name: str = "results") -> None:
     """Write `results.csv` and `results.parquet`, one row a number, and `results.json`, what they mean."""
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / f"{name}.csv", index=False)
-    frame.to_parquet(folder / f"{name}.parquet", index=False)
+    write_frame(frame, folder, name)
     write_json(folder / f"{name}.json", {**record, "sha256": file_hash(folder / f"{name}.parquet")})
 
 

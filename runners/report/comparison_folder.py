@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from srgym.errors import MissingFile
-from srgym.runners.measure.evaluation import faulty, read_evaluation
+from srgym.runners.measure.evaluation import faulty, read_evaluation, write_frame
+from srgym.sealed import read_object
 
 __all__ = ["START", "Comparison", "read_comparison", "read_pictures", "save_tables"]
 
@@ -76,7 +77,7 @@ def read_comparison(folder: Path) -> Comparison:
     """
     if not (folder / "compare.json").is_file():
         raise MissingFile(f"expected a comparison with compare.json at {folder}, found none")
-    plan = json.loads((folder / "compare.json").read_text())
+    plan = read_object(folder / "compare.json", {"cells": dict})
     frames, curves, costs, record = [], [], dict[str, Any](), dict[str, Any]()
     for name, cell in plan["cells"].items():
         place = folder / "cells" / name
@@ -85,7 +86,7 @@ def read_comparison(folder: Path) -> Comparison:
         frame, own = read_evaluation(place)
         frames.append(_labelled(frame, cell))
         record = own if cell["role"] == START else record or own
-        done = json.loads((place / "done.json").read_text())
+        done = read_object(place / "done.json", {"cost": dict, "seconds": (int, float)})
         costs[name] = {**done["cost"], "whole": done["seconds"]}
         if cell["role"] != START and (place / "evaluations.csv").is_file():
             rows = pd.read_csv(place / "evaluations.csv", dtype={"photograph": str, "crop": str})
@@ -108,8 +109,7 @@ def _labelled(frame: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
 def save_tables(comparison: Comparison) -> None:
     """Write `results` and `curves` as CSV and Parquet."""
     for name, frame in (("results", comparison.frame), ("curves", comparison.curves)):
-        frame.to_csv(comparison.folder / f"{name}.csv", index=False)
-        frame.to_parquet(comparison.folder / f"{name}.parquet", index=False)
+        write_frame(frame, comparison.folder, name)
 
 
 def read_pictures(comparison: Comparison) -> list[dict[str, Any]]:

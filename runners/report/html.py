@@ -78,7 +78,7 @@ def to_html(document: Document) -> str:
 def _inline(text: str) -> str:
     text = escape(text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    text = re.sub(r"\[([^\]]+)\]\(([^)\s:]+)\)", r'<a href="\2">\1</a>', text)
+    text = re.sub(r"\[([^\]]+)\]\(([\w.#-][\w./#-]*)\)", r'<a href="\2">\1</a>', text)
     text = re.sub(r"([+\u2212]?[\d.]+) \[([^\],<]*), ([^\]<]*)\]", _INTERVAL, text)
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 

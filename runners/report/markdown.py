@@ -11,9 +11,9 @@ __all__ = ["to_markdown"]
 def to_markdown(document: Document, pictures_in: str) -> tuple[str, dict[str, bytes]]:
     """The text, and the pictures it shows: path (inside the folder `pictures_in`) to PNG bytes."""
     pictures: dict[str, bytes] = {}
-    parts = [f"# {document.title}"]
+    parts = [f"# {_plain(document.title)}"]
     if document.subtitle:
-        parts.append(document.subtitle)
+        parts.append(_line(document.subtitle))
     for block in document.blocks:
         parts.append(_block(block, pictures_in, pictures))
     return "\n\n".join(parts) + "\n", pictures
@@ -22,11 +22,11 @@ def to_markdown(document: Document, pictures_in: str) -> tuple[str, dict[str, by
 def _block(block: Block, folder: str, pictures: dict[str, bytes]) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {block.text}"
+            return f"{'#' * block.level} {_plain(block.text)}"
         case Text():
-            return block.text
+            return _line(block.text)
         case Callout():
-            return f"> **{block.heading}.** {block.text}"
+            return f"> **{_plain(block.heading)}.** {_line(block.text)}"
         case Table():
             return _table(block)
         case Panels():
@@ -35,9 +35,19 @@ def _block(block: Block, folder: str, pictures: dict[str, bytes]) -> str:
             return "\n\n".join(_figure(figure, folder, pictures) for figure in block.figures)
 
 
+def _plain(text: str) -> str:
+    """A name that may hold anything, such as a file's, as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _line(text: str) -> str:
+    """Text with marks of ours and perhaps a name in it: on one line, and without tags."""
+    return " ".join(text.splitlines()).replace("<", "&lt;")
+
+
 def _table(table: Table) -> str:
     def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
     rows = [
         line([f"**{cell}**" if i in table.strong and cell else cell for cell in row])
@@ -45,7 +55,7 @@ def _table(table: Table) -> str:
     ]
     ruler = line(["---", *["---" if table.words else "---:"] * (len(table.columns) - 1)])
     text = "\n".join([line(list(table.columns)), ruler, *rows])
-    return f"{text}\n\n*{table.caption}*" if table.caption else text
+    return f"{text}\n\n*{_line(table.caption)}*" if table.caption else text
 
 
 def _store(png: bytes, name: str, folder: str, pictures: dict[str, bytes]) -> str:
@@ -60,14 +70,16 @@ def _store(png: bytes, name: str, folder: str, pictures: dict[str, bytes]) -> st
 
 def _figure(figure: Figure, folder: str, pictures: dict[str, bytes]) -> str:
     path = _store(figure.light, figure.title, folder, pictures)
-    return f"![{figure.title}]({path})\n\n*{figure.title}. {figure.caption}*".replace(". *", ".*")
+    title = _plain(figure.title)
+    return f"![{title}]({path})\n\n*{title}. {_line(figure.caption)}*".replace(". *", ".*")
 
 
 def _panels(block: Panels, folder: str, pictures: dict[str, bytes]) -> str:
     parts = []
     for title, panels in block.rows:
         path = _store(strip(panels), f"panel {title}", folder, pictures)
-        parts.append(f"**{title}**: {', '.join(panel.label for panel in panels)}\n\n![{title}]({path})")
+        named, labels = _plain(title), ", ".join(_plain(panel.label) for panel in panels)
+        parts.append(f"**{named}**: {labels}\n\n![{named}]({path})")
     if block.caption:
-        parts.append(f"*{block.caption}*")
+        parts.append(f"*{_line(block.caption)}*")
     return "\n\n".join(parts)

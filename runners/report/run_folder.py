@@ -1,6 +1,5 @@
 """What a run left behind, read for a report: its stages, what they cost, their logs, and the parts they play."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 from srgym.errors import MissingFile, Refusal
 from srgym.rewards.toys import CONTROLS
 from srgym.runners.run.overrides import words
+from srgym.sealed import read_object
 
 __all__ = ["Roles", "RunFolder", "StageRecord", "read_log", "read_run"]
 
@@ -140,8 +140,8 @@ def read_run(folder: Path) -> RunFolder:
     for name in ("config.json", "run.json"):
         if not (folder / name).is_file():
             raise MissingFile(f"expected the folder of a run with {name} at {folder}, found none")
-    config = json.loads((folder / "config.json").read_text())
-    record = json.loads((folder / "run.json").read_text())
+    config = read_object(folder / "config.json", {"stages": dict})
+    record = read_object(folder / "run.json", {"stages": dict})
     stages = [
         StageRecord(name, settings, record["stages"].get(name, {}), folder / "stages" / name)
         for name, settings in config["stages"].items()

@@ -32,6 +32,7 @@ from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.reward_models import audit_lines as lines
 from srgym.runners.reward_models.audit_lines import Line, contract
 from srgym.runners.run.build import build_policy, build_task
+from srgym.sealed import read_object
 from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["AREAS", "STRENGTHS", "WEIGHTS", "Audit", "AuditSettings"]
@@ -106,7 +107,7 @@ class Audit:
 
     def _claim(self) -> None:
         written, now = self.folder / "settings.json", json.loads(json.dumps(asdict(self.settings), default=str))
-        if written.is_file() and json.loads(written.read_text()) != now:
+        if written.is_file() and read_object(written, {}) != now:
             raise Refusal(f"{self.folder} holds an audit of other settings: name another folder with out=FOLDER")
         write_json(written, now)
 
@@ -116,8 +117,7 @@ class Audit:
         if not path.is_file():
             print(f"audit: {part}", flush=True)
             write_json(path, measure())
-        measured: dict[str, Any] = json.loads(path.read_text())
-        return measured
+        return read_object(path, {})
 
     def _pictures(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self.folder / "parts" / f"{name}.safetensors"

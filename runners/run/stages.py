@@ -34,7 +34,7 @@ from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
 from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
 from srgym.runners.run.made_with import made_with
-from srgym.sealed import write_folder
+from srgym.sealed import read_object, write_folder
 
 __all__ = ["Run", "make_runner", "remove_run"]
 
@@ -147,7 +147,7 @@ class Run:
         path = self.folder / "config.json"
         now = json.loads(json.dumps(self.as_json()))
         if path.is_file():
-            before = json.loads(path.read_text())
+            before = read_object(path, {"stages": dict, "seed": int})
             begun = [name for name in before["stages"] if self._begun(name)]
             if begun:
                 same_config({"seed": before["seed"]}, {"seed": now["seed"]}, self.folder)
@@ -171,7 +171,7 @@ class Run:
 
     def _read_record(self) -> dict[str, Any]:
         path = self.folder / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else {"stages": {}}
+        return read_object(path, {"stages": dict}) if path.is_file() else {"stages": {}}
 
     def _done(self, name: str) -> dict[str, float] | None:
         cost: dict[str, float] | None = self._read_record()["stages"].get(name)
@@ -249,7 +249,7 @@ class Run:
         runner.resume()
         name = f"{self.config.name}-{stage.name}"
         if world.main:
-            loggers += make_loggers(self.config.logger, folder, name, runner.config, after=runner.iteration)
+            loggers += make_loggers(self.config.logger, folder, name, runner.config, runner.iteration or -1)
         return runner, agent, loggers
 
     def _cost_before(self, name: str) -> dict[str, float]:

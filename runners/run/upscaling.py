@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
 from srgym.policies.registry import POLICIES
 from srgym.policies.tiling import upscale_bands
+from srgym.sealed import Damaged, read_object
 from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["Upscaling", "default_policy", "find_policy", "plan", "upscale_file"]
@@ -59,9 +61,13 @@ def default_policy(runs: Path = Path("runs")) -> Path | None:
     """The final policy of the newest complete run of the main job (OARS) under `runs`, or None."""
     complete = []
     for path in runs.glob("*/run.json"):
-        record = json.loads(path.read_text())
-        folder = path.parent / record.get("policy", "")
-        main = json.loads((path.parent / "config.json").read_text()).get("name") == "oars"
+        try:
+            record = read_object(path, {})
+            main = read_object(path.parent / "config.json", {}).get("name") == "oars"
+        except Damaged as damage:
+            warnings.warn(f"passing over a damaged run: {damage}", stacklevel=2)
+            continue
+        folder = path.parent / str(record.get("policy", ""))
         if main and record.get("complete") and (folder / "policy.json").is_file():
             complete.append((path.stat().st_mtime, folder))
     return max(complete)[1] if complete else None

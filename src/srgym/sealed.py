@@ -7,13 +7,16 @@ a sealed folder is checked first; what isn't as it should be is named.
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from stat import S_IMODE
 from typing import TYPE_CHECKING, Any
 
 from srgym.errors import Refusal
+from srgym.files import naming, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +27,17 @@ __all__ = [
     "file_hash",
     "read_object",
     "read_tensors",
+    "replaced_folders",
+    "restore",
     "seal",
+    "sort_header",
     "verify",
     "verify_if_sealed",
     "write_folder",
+    "write_tensors",
 ]
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _REPLACED = "manifest.json", ".replaced"
 _LOADED = {".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".parquet"}  # what some loader might pick up
 _MOST_JSON = 64 * 2**20
 
@@ -60,25 +67,27 @@ def seal(folder: Path) -> None:
     for path in files:
         _flush(path)
     hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
-    (folder / _MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
-    _flush(folder / _MANIFEST)
+    write_json(folder / _MANIFEST, {"sha256": hashes})
     _flush(folder)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     """Write a sealed folder all or nothing: `write` fills a temporary one beside it, which is sealed and renamed.
 
-    What was at `folder` is replaced.
+    What was at `folder` is replaced; between two renames it lies at `.NAME.replaced`, from where `restore` fetches it.
+
+    Raises:
+        OSError: where it can't be written, naming a file.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft, replaced = _beside(folder)
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
     try:
         write(draft)
         seal(draft)
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
             draft.rename(folder)
@@ -90,6 +99,26 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return folder
+
+
+def restore(folder: Path) -> None:
+    """Put a folder back that a crash left between the two renames of `write_folder`."""
+    _, replaced = _beside(folder)
+    if replaced.is_dir():
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(folder)
+
+
+def replaced_folders(parent: Path) -> list[Path]:
+    """The folders under `parent` that `restore` has something to do for."""
+    return [parent / path.name[1 : -len(_REPLACED)] for path in parent.glob(f".*{_REPLACED}")]
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written, and where what it replaces goes."""
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}{_REPLACED}")
 
 
 def verify(folder: Path) -> None:
@@ -165,6 +194,44 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         return tensors
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path} can't be read as safetensors: {error}") from error
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, from any device, of the permissions that any new file has.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with naming(path):
+        path.unlink(missing_ok=True)
+        path.touch()
+        mode = path.stat().st_mode
+        try:
+            save_file(whole, path, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error)) from error
+        sort_header(path)
+        path.chmod(S_IMODE(mode))  # safetensors' own are for the owner alone
+
+
+def sort_header(path: Path) -> None:
+    """safetensors writes several metadata entries in an order of chance: sorted, the same tensors are the same file."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def check_shapes(path: Path, stored: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]") -> None:

@@ -44,7 +44,14 @@ def test_the_token_is_in_the_environment_and_not_on_the_command_line(model: Path
     assert len({Server(model).token for _ in range(3)} - {""}) == 3
 
 
-@pytest.mark.parametrize("extra", ["--trust-remote-code", "--trust_remote_code=true", "--allowed-local-media-path=/"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "--trust-remote-code", "--trust_remote_code=true", "--allowed-local-media-path=/", "--trust", "--trust-rem=1",
+        "--host", "--host=0.0.0.0", "--ho=0.0.0.0", "--config=evil.yaml", "--conf", "--uds", "--api_key", "--model",
+        "--middleware=evil.Layer", "--worker-cls", "--tool-parser-plugin=evil.py", "--",
+    ],
+)  # fmt: skip
 def test_a_safe_setting_cannot_be_undone(model: Path, extra: str) -> None:
     with pytest.raises(ValueError, match="would undo a safe setting"):
         serve_command(model, extra=[extra])

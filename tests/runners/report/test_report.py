@@ -269,6 +269,20 @@ def test_the_markdown_twin_shows_the_same(tmp_path: Path):
     assert all((tmp_path / path).is_file() for path in pictures)
 
 
+def test_a_file_name_is_shown_as_it_is(tmp_path: Path):
+    """Names come from folders of strangers: neither page takes them for marks of its own."""
+    name = "a|b<script>alert(1)</script>`x`[y](javascript:z)*\n# heading"
+    panels = make_panels([{"id": name, "LR": torch.rand(3, 8, 8), f"{name}2": torch.rand(3, 8, 8)}])
+    table = Table(["image", "value"], [[name, "1"]], caption=name)
+    write(Document(name, "", [Heading(name), panels, table, Text(f"worst: {name}")]), tmp_path)
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / page).read_text()
+        assert "<script>alert" not in text and 'href="javascript' not in text
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert not any(line.startswith("# heading") for line in lines)
+    assert [line.count(" | ") for line in lines if line.startswith("| a")] == [1]
+
+
 def test_panels_are_at_full_size_and_lr_is_enlarged():
     panels = make_panels([{"id": "x/0", "LR": torch.rand(3, 8, 10), "SR": torch.rand(3, 32, 40)}])
     (_, row), *_ = panels.rows
