@@ -115,7 +115,8 @@ class Photographs(Source):
             raise Refusal(f"expected a split of {', '.join(SPLITS)}, got '{split}'")
         if crops < 1:
             raise Refusal(f"expected at least 1 crop of each photograph, got {crops}")
-        degrade(torch.zeros(1, 3, scale, scale), preset, seed=0, scale=scale)  # refuses a bad preset or scale now
+        probe = torch.zeros(1, 3, max(scale, 1), max(scale, 1))
+        degrade(probe, preset, seed=0, scale=scale)  # refuses a bad preset or scale now
         self.split, self.preset, self.scale, self.seed, self.augment = split, preset, scale, seed, augment
         self.photographs = [p for p in PHOTOGRAPHS if p.split == split]
         self.photographs += _further(more, split)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, get_type_hints
 
 from torch import Tensor, nn
 
+from srgym.errors import WrongType
 from srgym.registry import Registry, Spec
 
 __all__ = ["SCORERS", "Scorer", "make_scorer"]
@@ -53,7 +54,11 @@ def make_scorer(spec: Spec | Scorer) -> Scorer:
     Raises:
         ValueError: for an unknown name or option, with the nearest right one.
     """
-    return SCORERS.make(spec) if isinstance(spec, (str, Mapping)) else spec
+    if isinstance(spec, (str, Mapping)):
+        return SCORERS.make(spec)  # type: ignore[no-any-return]
+    if not callable(spec):
+        raise WrongType(f"expected a scorer, by name, as {{'name': ...}} or made, got {spec!r:.80}")
+    return spec
 
 
 def gradient_reaches(scorer: Scorer) -> bool:

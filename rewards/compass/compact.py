@@ -86,7 +86,7 @@ class CompactCompass(nn.Module):
     @staticmethod
     def _head(features: int, hidden: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.LayerNorm(features), nn.Dropout(0.2), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+            nn.LayerNorm(features), nn.Identity(), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )
 
     def rate(self, lr_up: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
