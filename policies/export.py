@@ -16,7 +16,7 @@ from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.diffusers_policy import DiffusersPolicy, core_state, write_core
 from srgym.policies.registry import load, policy_folder
-from srgym.sealed import read_object, sort_header
+from srgym.sealed import drafted, read_object, sort_header
 
 __all__ = [
     "FORMS", "LORA_FILE", "Card", "card_of", "export", "export_lora", "export_merged", "import_lora", "model_card",
@@ -86,12 +86,16 @@ def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: C
     modules = tuple(sorted(adapters.layers(owner.core)))  # in full, so that nothing has to be left out again
     described = adapters.peft_config(adapters.LoraSettings(settings.rank, settings.alpha, modules)).to_dict()
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in described.items()}
+    draft = folder / ".partial"
     type(owner.pipe).save_lora_weights(
-        str(folder), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=plain
+        str(draft), transformer_lora_layers=tensors, transformer_lora_adapter_metadata=plain
     )
-    sort_header(folder / LORA_FILE)
+    sort_header(draft / LORA_FILE)
     if card is not None:
-        (folder / "README.md").write_text(model_card(owner, card, adapter=adapter))
+        (draft / "README.md").write_text(model_card(owner, card, adapter=adapter))
+    for path in draft.iterdir():
+        path.replace(folder / path.name)
+    draft.rmdir()
     return folder / LORA_FILE
 
 
@@ -161,12 +165,13 @@ def export_merged(policy: FlowPolicy, folder: str | Path, *, adapter: str | None
     for name, delta in deltas.items():
         weight = state[name]
         state[name] = (weight.float().cpu() + delta).to(weight.dtype)
-    shutil.copytree(
-        base, folder, ignore=lambda where, _: ["transformer"] if Path(where) == base else [], dirs_exist_ok=True
-    )
-    write_core(owner.core, state, folder / "transformer")
-    if card is not None:
-        (folder / "README.md").write_text(model_card(owner, card, adapter=adapter, merged=True))
+    with drafted(folder) as draft:
+        shutil.copytree(
+            base, draft, ignore=lambda where, _: ["transformer"] if Path(where) == base else [], dirs_exist_ok=True
+        )
+        write_core(owner.core, state, draft / "transformer")
+        if card is not None:
+            (draft / "README.md").write_text(model_card(owner, card, adapter=adapter, merged=True))
     return folder
 
 

@@ -21,7 +21,7 @@ from srgym.policies import adapters
 from srgym.policies.base import FlowPolicy
 from srgym.policies.registry import make, read_description
 from srgym.registry import named_by
-from srgym.sealed import read_object, read_tensors, seal, verify_if_sealed, write_tensors
+from srgym.sealed import drafted, read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["LoraFile", "MergeReport", "merge", "merge_policies", "read_lora", "run"]
 
@@ -120,16 +120,19 @@ def merge(lora: Path, into: Path, out: Path, *, adapter: str = "ema", weight: fl
         if (folder / "policy.json").is_file():
             verify_if_sealed(folder)
     if described.is_file() and read_description(into)["policy"] in _IN_MEMORY:
-        merge_policies(into, lora, adapter, weight).save(out)
+        merged = merge_policies(into, lora, adapter, weight)
+        with drafted(out) as draft:
+            merged.save(draft)
         return MergeReport(out, len(read_lora(lora, adapter).pairs))
     learnt = read_lora(lora, adapter)
     weights = _weights_folder(into)
     folded = [read_lora(into, "ema")] if (into / "adapters.json").is_file() else []
     _check(learnt, weights)
-    target = _copy_rest(into, weights, out)
-    report = _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
-    if (out / "policy.json").is_file():
-        seal(out)
+    with drafted(out) as draft:
+        target = _copy_rest(into, weights, draft)
+        report = _merge_shards([(addition, 1.0) for addition in folded] + [(learnt, weight)], weights, target, out)
+        if (draft / "policy.json").is_file():
+            seal(draft)
     return report
 
 

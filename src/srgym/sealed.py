@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Damaged",
     "check_shapes",
+    "drafted",
     "file_hash",
     "read_object",
     "read_tensors",
@@ -71,8 +73,9 @@ def seal(folder: Path) -> None:
     _flush(folder)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Write a sealed folder all or nothing: `write` fills a temporary one beside it, which is sealed and renamed.
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A folder all or nothing: what is written into the one that is yielded is at `folder` when all of it is there.
 
     What was at `folder` is replaced; between two renames it lies at `.NAME.replaced`, from where `restore` fetches it.
 
@@ -85,8 +88,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
     try:
-        write(draft)
-        seal(draft)
+        yield draft
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
@@ -98,6 +100,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Write a sealed folder all or nothing (see `drafted`): `write` fills it."""
+    with drafted(folder) as draft:
+        write(draft)
+        seal(draft)
     return folder
 
 
