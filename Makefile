@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint types install install-dev clean
+.PHONY: demo test campaign lint types install install-dev clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n auto $(ARGS)
+
+# What goes wrong, on purpose: a quarter of an hour; the table goes into docs/reliability.md.
+campaign: $(VENV)/.installed-dev
+	SRGYM_CAMPAIGN_PAGE=1 $(VENV)/bin/python -m pytest -m campaign tests/campaign $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

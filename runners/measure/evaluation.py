@@ -1,5 +1,7 @@
 """Evaluation: any methods on any contexts by any metrics, one row for each image and number."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,7 +214,14 @@ def write_frame(frame: pd.DataFrame, folder: Path, name: str) -> None:
 def save_evaluation(frame: pd.DataFrame, record: Mapping[str, Any], folder: Path, name: str = "results") -> None:
     """Write `results.csv` and `results.parquet`, one row a number, and `results.json`, what they mean."""
     write_frame(frame, folder, name)
-    write_json(folder / f"{name}.json", {**record, "sha256": file_hash(folder / f"{name}.parquet")})
+    record = {**record, "sha256": file_hash(folder / f"{name}.parquet")}
+    write_json(folder / f"{name}.json", {**record, "record_sha256": _digest(record)})
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record, of what JSON keeps of it."""
+    plain = json.loads(json.dumps(record, default=str))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -226,6 +235,8 @@ def read_evaluation(folder: Path, name: str = "results") -> tuple[pd.DataFrame, 
     if not path.is_file():
         raise MissingFile(f"expected an evaluation at {path}, found none")
     record = read_object(folder / f"{name}.json", {})
+    if "sha256" in record and record.pop("record_sha256", None) != _digest(record):
+        raise Damaged(f"{folder / f'{name}.json'} has changed since it was written (its SHA-256 isn't the one in it)")
     if "sha256" in record and record.pop("sha256") != file_hash(path):
         raise Damaged(f"{path} has changed since it was written (its SHA-256 isn't that in {name}.json)")
     return pd.read_parquet(path), record

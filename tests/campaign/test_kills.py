@@ -1,73 +1,21 @@
 """Commands that are killed at each of their file operations, or at random moments, and then run again: they end, and
 with the files that an undisturbed run leaves."""
 
-import hashlib
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from campaign.forks import digests, forked, policy_of
 from campaign.tally import Tally
-
-from srgym.runners.commands.cli import main
 
 TINY = ["policy.weights=null", "policy.encoder_width=8", "policy.encoder_depth=1", "policy.width=8", "policy.middle=8",
         "env.size=32"]  # fmt: skip
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
-def forked(arguments: Sequence[str], folder: Path, last: int | None = None) -> tuple[int, int]:
-    """Run a command in a child, killed before its file operation number `last` at `folder` or beside it (never: None).
-
-    Returns its exit code, and how many there were.
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def watch(event: str, args: tuple[object, ...]) -> None:
-            nonlocal count
-            changes = event in _CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & _WRITES)
-            if changes and folder.name in str(args[0]).removeprefix(str(folder.parent)):
-                if count == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                count += 1
-
-        sys.addaudithook(watch)
-        log = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = 1
-        try:
-            code = main(list(arguments))
-        finally:
-            os.write(writing, str(count).encode())
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        count = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(count or 0)
-
-
-def digests(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def policy_of(folder: Path) -> Path:
-    if not folder.exists():
-        assert main(["train", "experiment=smoke", "logger=csv", f"out={folder}"]) == 0
-    return folder
-
-
 Command = tuple[Callable[[Path, Path], list[str]], list[str]]
 COMMANDS: dict[str, Command] = {
     "train": (
