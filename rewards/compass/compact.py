@@ -99,9 +99,11 @@ class CompactCompass(nn.Module):
 
     def forward(self, lr: Tensor, sr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(F [B], Q_LR [B], Q_SR [B], valid [B]), differentiable in SR."""
-        lr_up = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        q_sr, fidelity = self.rate(lr_up, sr)
-        return fidelity, self.rate(lr_up, lr_up)[0], q_sr, torch.isfinite(q_sr)
+        # A group's samples share their LR image, which is rated once.
+        different, which = torch.unique_consecutive(lr.detach(), return_inverse=True, dim=0)
+        lr_up = F.interpolate(different, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        q_sr, fidelity = self.rate(lr_up[which], sr)
+        return fidelity, self.rate(lr_up, lr_up)[0][which], q_sr, torch.isfinite(q_sr)
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `model.json`, sealed."""

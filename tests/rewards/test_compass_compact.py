@@ -46,3 +46,23 @@ def test_saved_and_loaded_is_the_same_scorer(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load(tmp_path / "nowhere")
+
+
+def test_the_lr_image_of_a_group_is_rated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load()
+    generator = torch.Generator().manual_seed(0)
+    lr = torch.rand(3, 3, 8, 8, generator=generator)[[0, 0, 1, 2, 2, 0]]
+    sr = torch.rand(6, 3, 32, 32, generator=generator)
+    rated: list[int] = []
+    rate = CompactCompass.rate
+
+    def counted(self: CompactCompass, lr_up: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rated.append(len(image))
+        return rate(self, lr_up, image)
+
+    monkeypatch.setattr(CompactCompass, "rate", counted)
+    together = model(lr, sr)
+    assert rated == [6, 4]
+    for i in range(6):
+        for whole, alone in zip(together, model(lr[i : i + 1], sr[i : i + 1]), strict=True):
+            assert torch.allclose(whole[i], alone[0], atol=1e-5)
