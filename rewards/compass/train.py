@@ -22,7 +22,7 @@ from srgym.rewards.registry import make
 ANCHOR, FIDELITY = "ssimulacra2", "structure_texture"
 TRUTH = "truth"  # the kind of a group's ground truth
 
-__all__ = ["ANCHOR", "FIDELITY", "TRUTH", "Group", "correlations", "label", "train_scorer"]
+__all__ = ["ANCHOR", "FIDELITY", "TRUTH", "Group", "correlations", "label", "train_scorer", "unlabelled"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Group:
         lr: [3, h, w]; images: [M, 3, H, W], the last of them LR upsampled; kinds: what made each.
         quality: calibrated labels in [1, 5], [M]; fidelity: in [0, 1], [M].
         votes: what each of the judges of quality says, [J, M], each in its own unit.
+        labelled: whether these are labels; a group without is there for the orders that are known without judges.
     """
 
     lr: Tensor
@@ -41,6 +42,7 @@ class Group:
     quality: Tensor
     fidelity: Tensor
     votes: Tensor
+    labelled: bool = True
 
     def families(self) -> list[list[int]]:
         """The rows of each kind that three images or more are of: samples of one policy."""
@@ -48,6 +50,17 @@ class Group:
         for i, kind in enumerate(self.kinds):
             rows.setdefault(kind, []).append(i)
         return [family for family in rows.values() if len(family) >= 3]
+
+
+def unlabelled(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]) -> list[Group]:
+    """Groups of contexts of (lr, hr, candidates) without labels, the ground truth among the candidates."""
+    made = [
+        (lr[0], torch.cat([image for _, image in held]), tuple(kind for kind, _ in held)) for lr, _, held in contexts
+    ]
+    return [
+        Group(lr, images, kinds, torch.zeros(len(kinds)), torch.zeros(len(kinds)), torch.zeros(2, len(kinds)), False)
+        for lr, images, kinds in made
+    ]
 
 
 def label(contexts: Sequence[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]) -> list[Group]:
@@ -134,8 +147,8 @@ def _known_order(kinds: Sequence[str], count: int) -> tuple[Tensor, Tensor]:
     return better, worse
 
 
-def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images, half of them climbed along the scorer's gradient by up to two grey levels.
+def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: torch.Generator, most: float) -> Tensor:
+    """Images, half of them climbed along the scorer's gradient by up to `most`, in units of their range.
 
     Their labels stay: trained on these, the scorer can't be raised by what nobody sees (Madry et al. 2018).
     """
@@ -145,20 +158,22 @@ def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: tor
         return quality + 4 * fidelity
 
     strength, which = torch.rand((2, len(images), 1, 1, 1), generator=generator)
-    return attacked(score, images, 2 / 255 * strength * (which < 0.5), steps=1, gradient=True)
+    return attacked(score, images, most * strength * (which < 0.5), steps=1, gradient=True)
 
 
-def _loss(model: CompactCompass, group: Group, generator: torch.Generator, flatter: bool) -> Tensor:
+def _loss(
+    model: CompactCompass, group: Group, generator: torch.Generator, *, faults: int, order: float, flatter: float
+) -> Tensor:
     """A step's loss on a group: against its labels, and the truth against all else and against more faults."""
-    images, labelled = group.images, len(group.images)
+    images, known = group.images, len(group.images)
     if TRUTH in group.kinds:
-        images = torch.cat([images, faults_of(images[group.kinds.index(TRUTH)][None], 8, generator)])
+        images = torch.cat([images, faults_of(images[group.kinds.index(TRUTH)][None], faults, generator)])
     if flatter:
-        images = _flattered(model, group.lr, images, generator)
+        images = _flattered(model, group.lr, images, generator, flatter)
     quality, fidelity = _predict(model, group.lr, images)
-    loss = _group_loss(quality[:labelled], fidelity[:labelled], group)
+    loss = _group_loss(quality[:known], fidelity[:known], group) if group.labelled else quality.new_zeros(())
     better, worse = _known_order(group.kinds, len(images))
-    return loss + _order_loss(quality, fidelity, better, worse) if len(better) else loss
+    return loss + order * _order_loss(quality, fidelity, better, worse) if len(better) else loss
 
 
 def _vary(group: Group, generator: torch.Generator, kept: int = 18, part: float = 0.67) -> Group:
@@ -183,7 +198,7 @@ def _vary(group: Group, generator: torch.Generator, kept: int = 18, part: float 
     colours, paler = torch.randperm(3, generator=generator), 1 - 0.4 * float(torch.rand((), generator=generator))
     lr, images = (0.5 + paler * (x[..., colours, :, :] - 0.5) for x in (lr, images))
     kinds = tuple(group.kinds[int(i)] for i in rows)
-    return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows], group.votes[:, rows])
+    return Group(lr, images, kinds, group.quality[rows], group.fidelity[rows], group.votes[:, rows], group.labelled)
 
 
 @torch.no_grad()
@@ -229,12 +244,20 @@ def train_scorer(
     steps: int,
     lr: float = 2e-3,
     groups_per_step: int = 2,
+    faults: int = 12,
+    order: float = 4.0,
+    flatter: float = 0.0,
     seed: int = 0,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> CompactCompass:
     """Train the scorer and return the average of its weights (EMA .99).
 
     Args:
+        train: labelled groups, and unlabelled ones.
+        faults: of a group's truth in a step, which the truth must be above.
+        order: weight of the orders that are known without judges.
+        flatter: in every other step half of the images are climbed along the scorer's gradient by up to this, in units
+            of their range, their labels staying: the score shall not be raised by what nobody sees.
         report: called with the loss and the validation correlations five times over the run.
     """
     torch.manual_seed(seed)
@@ -251,7 +274,9 @@ def train_scorer(
         losses = []
         for i in picked:
             with torch.autocast("cpu", half, enabled=half is not None):
-                losses.append(_loss(model, _vary(train[int(i)], generator), generator, flatter=step % 2 == 1))
+                group = _vary(train[int(i)], generator)
+                climbed = flatter * (step % 2)
+                losses.append(_loss(model, group, generator, faults=faults, order=order, flatter=climbed))
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -24,9 +24,9 @@ from srgym.policies import FlowPolicy, Sampling, derive_seeds, load
 from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
 from srgym.rewards.base import Incompatible
-from srgym.rewards.compass.train import Group, correlations, label, train_scorer
+from srgym.rewards.compass.train import Group, correlations, label, train_scorer, unlabelled
 from srgym.runners.run.build import build_task
-from srgym.settings import Count, check_arguments
+from srgym.settings import Count, Natural, check_arguments
 
 __all__ = ["ScorerSettings", "build_scorer", "candidates", "make_groups", "makers", "shaken", "tasks_under"]
 
@@ -39,12 +39,18 @@ def _fakes(image: Tensor, name: str, count: int, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def candidates(
-    lr: Tensor, hr: Tensor, policies: Mapping[str, FlowPolicy], steps: int, seed: int, repeats: int = 6
+    lr: Tensor,
+    hr: Tensor,
+    policies: Mapping[str, FlowPolicy],
+    steps: int,
+    seed: int,
+    repeats: int = 6,
+    faults: tuple[int, int, int] = (6, 4, 3),
 ) -> list[tuple[str, Tensor]]:
     """What a context [1, 3, h, w] may be turned into: (kind, image [1, 3, H, W]).
 
     `repeats` samples of every policy, the mean, bicubic and nearest enlargements, the truth, mixtures with the truth,
-    and faults (`srgym.rewards.audit.faults`) of truth, sample and bicubic. The last is bicubic.
+    and as many `faults` (`srgym.rewards.audit.faults`) of truth, sample and bicubic. The last is bicubic.
     """
     made: list[tuple[str, Tensor]] = []
     seeds = derive_seeds(seed, 0, 0, torch.arange(repeats), stream="candidates")
@@ -58,7 +64,7 @@ def candidates(
     made += [("mean", policy.predict_mean(lr)) for policy in policies.values() if isinstance(policy, CompactPolicy)][:1]
     mix = float(torch.rand((), generator=generator))
     made += [("truth", hr), ("truth and sample", hr.lerp(sample, mix)), ("truth and bicubic", hr.lerp(plain, mix))]
-    for name, image, count in (("truth", hr, 6), ("sample", made[1][1], 4), ("bicubic", plain, 3)):
+    for (name, image), count in zip((("truth", hr), ("sample", made[1][1]), ("bicubic", plain)), faults, strict=True):
         made += _fakes(image, name, count, generator)
     return [*made, ("nearest", F.interpolate(lr, scale_factor=scale)), ("bicubic", plain)]
 
@@ -85,8 +91,12 @@ def makers(policy: CompactPolicy, strengths: Sequence[float], learnt: Sequence[s
     return made | {folder: load(folder) for folder in learnt}
 
 
-def make_groups(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, seed: int) -> list[Group]:
-    """n labelled groups, contexts taken in turn from the tasks (degradations).
+def make_groups(
+    tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, seed: int, *, labelled: bool = True
+) -> list[Group]:
+    """n groups, contexts taken in turn from the tasks (degradations).
+
+    Those without labels have two samples of each policy and no faults.
 
     Raises:
         Incompatible: for contexts without ground truth, which the labels come from.
@@ -100,9 +110,10 @@ def make_groups(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: 
                 "the compact COMPASS scorer is labelled by ground truth, and these contexts have no 'hr'"
             )
         steps = (6, 4, 6, 12)[i // len(tasks) % 4]
-        made = candidates(context.lr, context.hr, policies, steps, seed + i)
+        fewer: dict[str, Any] = {} if labelled else {"repeats": 2, "faults": (0, 0, 0)}
+        made = candidates(context.lr, context.hr, policies, steps, seed + i, **fewer)
         contexts.append((context.lr, context.hr, made))
-    return label(contexts)
+    return label(contexts) if labelled else unlabelled(contexts)
 
 
 @dataclass(frozen=True)
@@ -111,21 +122,27 @@ class ScorerSettings:
 
     Attributes:
         groups, validation_groups: labelled contexts, of the training and of the validation split.
+        unlabelled: further contexts of the training split, whose truth must be above all else that is made of them.
         presets: the degradations that contexts are taken from in turn.
         shaken: strengths of the random LoRAs whose policies add candidates.
         learnt: folders of policies that learnt from an earlier scorer: what reinforcement learning makes of one belongs
             among what the next is shown.
         steps: optimiser steps, each on `groups_per_step` groups; lr: the highest learning rate.
+        faults, order, flatter: as of `srgym.rewards.compass.train.train_scorer`.
     """
 
     groups: Count = 300
     validation_groups: Count = 48
+    unlabelled: Natural = 0
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.03, 0.08)
     learnt: Sequence[str] = ()
     steps: Count = 2500
     groups_per_step: Count = 2
     lr: float = 2e-3
+    faults: Count = 12
+    order: float = 4.0
+    flatter: float = 0.0
 
     def __post_init__(self) -> None:
         check_arguments(ScorerSettings, vars(self), "scorer.")
@@ -153,14 +170,15 @@ def build_scorer(
     started = time.monotonic()
     policies = makers(policy, settings.shaken, settings.learnt)
 
-    def groups(n: int, seed: int, **changes: Any) -> list[Group]:
-        return make_groups(tasks_under(env, settings.presets, **changes), policies, n, seed)
+    def groups(n: int, seed: int, labelled: bool = True, **changes: Any) -> list[Group]:
+        return make_groups(tasks_under(env, settings.presets, **changes), policies, n, seed, labelled=labelled)
 
-    train = groups(settings.groups, seed)
+    train = groups(settings.groups, seed) + groups(settings.unlabelled, seed + 2 * 10**6, labelled=False)
     validation = groups(settings.validation_groups, seed + 10**6, split="validation")
     print(f"scorer: {len(train)} groups of {len(train[0].images)} in {time.monotonic() - started:.0f} s", flush=True)
     model = train_scorer(
         train, validation, steps=settings.steps, groups_per_step=settings.groups_per_step, lr=settings.lr, seed=seed,
+        faults=settings.faults, order=settings.order, flatter=settings.flatter,
         report=lambda row: print("scorer: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True),
     )  # fmt: skip
     ranks = correlations(model, validation)

@@ -1,5 +1,7 @@
 """The miniature of COMPASS's pipeline: what is made, how it is labelled, and that a scorer learns the labels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from srgym.rewards.compass.train import (
     _family_loss,
     _flattered,
     _known_order,
+    _loss,
     _order_loss,
     _predict,
     correlations,
@@ -66,7 +69,7 @@ def test_a_family_is_ranked_in_its_own_unit():
 def test_flattered_images_stay_within_two_grey_levels_and_score_higher():
     torch.manual_seed(0)
     model, group = CompactCompass(widths=(8, 8, 8), hidden=16).eval(), synthetic_groups(1, seed=5)[0]
-    flattered = _flattered(model, group.lr, group.images, torch.Generator().manual_seed(0))
+    flattered = _flattered(model, group.lr, group.images, torch.Generator().manual_seed(0), 2 / 255)
     moved = (flattered - group.images).abs().amax((1, 2, 3))
     assert moved.max() <= 2.501 / 255  # two, and the rounding to 8 bits
     assert (moved < 0.51 / 255).any() and (moved > 1 / 255).any()
@@ -86,6 +89,22 @@ def test_the_truth_is_learnt_to_be_above_faults_that_nobody_labelled():
     pairs = set(zip(better.tolist(), worse.tolist(), strict=True))
     assert pairs == {(1, 0), (1, 2), (1, 3), (2, 0)}
     assert not len(_known_order(("a", "b"), 2)[0])
+
+
+def test_a_group_without_labels_teaches_its_order_alone(tiny_policy):
+    task = SRTask(sources.make("photographs", split="train", size=32, crops=4), rewards.make("psnr_y"))
+    (group,) = make_groups([task], {"base": tiny_policy}, 1, seed=0, labelled=False)
+    mixed = ["truth and sample", "truth and bicubic"]
+    assert list(group.kinds) == ["base", "base", "mean", "truth", *mixed, "nearest", "bicubic"]
+    torch.manual_seed(0)
+    model = CompactCompass(widths=(8, 8, 8), hidden=16).eval()
+    how = {"faults": 3, "order": 4.0, "flatter": 0.0}
+    loss = _loss(model, group, torch.Generator().manual_seed(1), **how)
+    images = torch.cat([group.images, faults_of(group.images[3:4], 3, torch.Generator().manual_seed(1))])
+    quality, fidelity = _predict(model, group.lr, images)
+    torch.testing.assert_close(loss, 4 * _order_loss(quality, fidelity, *_known_order(group.kinds, 11)))
+    labels = replace(group, labelled=True)
+    assert _loss(model, labels, torch.Generator().manual_seed(1), **how) > loss
 
 
 def test_a_shaken_policy_is_another_and_leaves_the_first_alone(tiny_policy):
