@@ -11,7 +11,7 @@ from srgym.runners.measure.published import published_tables
 from srgym.runners.report.document import Document, Heading, Table, Text
 from srgym.runners.report.panels import make_panels
 from srgym.runners.report.summary import metric_names
-from srgym.runners.report.tables import levels_table, published_table
+from srgym.runners.report.tables import levels_table, published_table, wins_table
 from srgym.runners.report.writing import write
 
 __all__ = ["INTERVALS", "record_tables", "write_evaluation_report"]
@@ -41,6 +41,9 @@ def write_evaluation_report(
     methods = list(dict.fromkeys(frame["method"]))
     document = Document(title, _counts(frame))
     document.add(Heading("Scores"), Text(INTERVALS), levels_table(frame, methods, metric_names(frame), record))
+    if len(methods) > 1:
+        against = "bicubic" if "bicubic" in methods else methods[0]
+        document.add(wins_table(frame, methods, against, metric_names(frame), record))
     invalid = frame[~frame["valid"]]
     if len(invalid):
         document.add(Text(f"{len(invalid)} of {len(frame)} numbers have no valid score and are left out of the means."))

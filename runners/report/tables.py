@@ -12,7 +12,7 @@ from srgym.runners.report.document import Table
 from srgym.runners.report.numbers import amount, interval_text, signed
 from srgym.runners.report.summary import difference, level
 
-__all__ = ["cost_table", "difference_table", "levels_table", "metric_title", "published_table"]
+__all__ = ["cost_table", "difference_table", "levels_table", "metric_title", "published_table", "wins_table"]
 
 
 def metric_title(metric: str, record: Mapping[str, Any] | None = None) -> str:
@@ -50,6 +50,31 @@ def difference_table(
         cells = [_marked(difference(frame, label, other, metric)) for label, other in pairs]
         rows.append([metric_title(metric, record), *cells])
     return Table(["metric", *(f"{label} − {other}" for label, other in pairs)], rows, caption)
+
+
+def wins_table(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    against: str,
+    metrics: Sequence[str],
+    record: Mapping[str, Any] | None = None,
+) -> Table:
+    """Methods (rows) by metrics (columns): on how many photographs, and what share of the images, a method is better
+    than another; seeds are averaged, and a photograph's images."""
+    valid = frame[frame["valid"]]
+    scores = valid.groupby(["metric", "method", "photograph", "crop"])["value"].mean()
+
+    def cell(method: str, metric: str) -> str:
+        if not {(metric, method), (metric, against)} <= {key[:2] for key in scores.index}:
+            return "—"
+        gain = (scores[metric, method] - scores[metric, against]).dropna()
+        gain = -gain if metric.endswith(".distance") else gain
+        whole = gain.groupby("photograph").mean()
+        return f"{(whole > 0).sum()} of {len(whole)}, {(gain > 0).mean():.0%}"
+
+    rows = [[method, *(cell(method, metric) for metric in metrics)] for method in methods if method != against]
+    caption = f"Photographs on which a method is better than {against}, and the share of images."
+    return Table(["method", *(metric_title(metric, record) for metric in metrics)], rows, caption)
 
 
 def _marked(interval: Interval) -> str:

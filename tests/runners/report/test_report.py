@@ -23,6 +23,7 @@ from srgym.runners.report.panels import make_panels, strip
 from srgym.runners.report.plots import curves, forest, plane
 from srgym.runners.report.run_folder import read_log, read_run
 from srgym.runners.report.summary import difference, level
+from srgym.runners.report.tables import wins_table
 from srgym.runners.report.verdicts import alerts, claim
 from srgym.runners.report.writing import write
 
@@ -267,6 +268,20 @@ def test_the_markdown_twin_shows_the_same(tmp_path: Path):
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert len(pictures) == 2
     assert all((tmp_path / path).is_file() for path in pictures)
+
+
+def test_how_often_a_method_is_better_is_counted_by_photograph_and_by_image():
+    rows = [
+        (method, photograph, str(crop), metric, value, True, seed)
+        for photograph, gains in {"cat": (1.0, 1.0, -1.0), "dog": (-3.0, 1.0), "owl": (2.0,)}.items()
+        for crop, gain in enumerate(gains)
+        for seed in (0, 1)
+        for metric in ("psnr_y", "lpips.distance")
+        for method, value in (("bicubic", 0.0), ("ours", gain + (0.1 if seed else -0.1)))
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "photograph", "crop", "metric", "value", "valid", "seed"])
+    table = wins_table(frame, ["bicubic", "ours", "none"], "bicubic", ["psnr_y", "lpips.distance"])
+    assert list(table.rows) == [["ours", "2 of 3, 67%", "1 of 3, 33%"], ["none", "—", "—"]]
 
 
 def test_a_file_name_is_shown_as_it_is(tmp_path: Path):
