@@ -113,6 +113,13 @@ class FinPercepRM(nn.Module):
         """The score [B] without regard to the map."""
         return self._score(self.features(sr)[-1], None)
 
+    def look(self, sr: Tensor) -> tuple[Tensor, Tensor]:
+        """For who builds on the model: the score's logit [B], and what it is read from, the mean coarsest features
+        [B, C], of SR [B, 3, H, W]."""
+        features = self.features(sr)
+        last = self._seen(features[-1], self._map(features, sr.shape[-2:])).mean((2, 3))
+        return self.head(last).squeeze(1), last
+
     def features(self, sr: Tensor) -> list[Tensor]:
         """The adapted feature maps, fine to coarse."""
         x, found = self.encoder.normalise(sr), []
@@ -130,10 +137,14 @@ class FinPercepRM(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).sigmoid()
 
     def _score(self, last: Tensor, fault: Tensor | None) -> Tensor:
-        if fault is not None and self.branches:
-            last = last * self._gate(F.interpolate(fault, size=last.shape[-2:], mode="area"))
-        score: Tensor = self.head(last.mean((2, 3))).squeeze(1)
+        score: Tensor = self.head(self._seen(last, fault).mean((2, 3))).squeeze(1)
         return score.sigmoid()
+
+    def _seen(self, last: Tensor, fault: Tensor | None) -> Tensor:
+        """The coarsest features as the map lets them through."""
+        if fault is None or not self.branches:
+            return last
+        return last * self._gate(F.interpolate(fault, size=last.shape[-2:], mode="area"))
 
     def _gate(self, fault: Tensor) -> Tensor:
         if self.modulation == "clean":

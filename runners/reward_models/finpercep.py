@@ -69,7 +69,7 @@ class FinPercepSettings:
     quantile: Annotated[float, Gt(0), Le(1)] = 0.9
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.01, 0.03)
-    steps: Sequence[int] = (0, 4000)
+    steps: Sequence[int] = (0, 12000)
     contexts_per_step: Count = 2
     candidates_per_step: Count = 3
     crop: Annotated[int, Ge(32)] = 64
@@ -77,11 +77,11 @@ class FinPercepSettings:
     lr: float = 2.5e-3
     flatter: float = 0.0
     learnt: Sequence[str] = ()
-    faults: Count = 4
+    faults: Count = 6
     map: float = 1.0
     likelihood: float = 2.0
     grade: float = 1.0
-    order: float = 2.0
+    order: float = 3.0
     modulation: str = "clean"
 
     def __post_init__(self) -> None:

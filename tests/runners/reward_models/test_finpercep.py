@@ -65,10 +65,11 @@ def test_examples_are_parts_of_the_pool_and_follow_the_seed(tiny_policy):
     assert first.sr.shape == (6, 3, 32, 32) and torch.equal(first.synthetic, again.synthetic)
     assert len(first.better) == len(first.worse) == 2 * (settings.faults + 1)
     for i in range(2):  # the truth as it was over each of its faults, and the smooth enlargement over the squares
-        rows = slice(5 * i, 5 * i + settings.faults)
+        start = (settings.faults + 1) * i
+        rows = slice(start, start + settings.faults)
         assert (first.better[rows] - first.gt[3 * i]).abs().max() < 0.05  # dither
         assert (first.worse[rows] != first.better[rows]).flatten(1).any(1).all()
-        squares = first.worse[5 * i + settings.faults]
+        squares = first.worse[start + settings.faults]
         edges = (squares[:, :, 1:] - squares[:, :, :-1]).abs().amax((0, 1)) > 1e-6
         assert 0 < edges.sum() <= 8  # a square is 4 pixels wide, and there are 32
     gap = (first.gt[:1] - first.gt).abs().mean((1, 2, 3))
