@@ -9,11 +9,14 @@ import torch
 
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
+from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.executor import Cell, Executor, LocalExecutor, Outcome, SlurmExecutor, read_done, run_cells
 from srgym.runners.compare.plan import Plan, tuned_plan
 from srgym.runners.measure.evaluation import read_evaluation
+from srgym.runners.measure.metrics import check_metrics, make_metrics
 from srgym.runners.report import write_compare_report
+from srgym.runners.run.build import build_task
 
 __all__ = ["compare", "make_executor"]
 
@@ -36,6 +39,8 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     todo = sum(read_done(cell) is None for cell in cells)
     on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
     executor = make_executor(plan)
+    if todo:
+        _look_ahead(plan)
     write_json(plan.folder / "compare.json", plan.as_json())
     board = Board(len(cells), executor.slots)
     try:
@@ -53,6 +58,17 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
     write_json(plan.folder / "compare.json", {**plan.as_json(), "failed": failed})
     return write_compare_report(plan.folder), [*starts, *outcomes]
+
+
+def _look_ahead(plan: Plan) -> None:
+    """Refuse what the last evaluation would stumble over, before hours of training: metrics, and contexts for them."""
+    metrics = make_metrics(plan.metrics)
+    for metric in metrics:
+        ensure_ready(metric.reward)
+    envs = [{**entry.stage.sections["env"], **plan.settings["test"]} for entry in plan.entries]
+    for env in [env for i, env in enumerate(envs) if env not in envs[:i]]:
+        task = build_task(env)
+        check_metrics(metrics, task.provides, task.source.name)
 
 
 def _search(plan: Plan, executor: Executor, board: Board, on_message: Callable[[str], None]) -> Plan:

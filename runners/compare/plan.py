@@ -26,7 +26,9 @@ _KINDS = {
     "budget.seconds": Positive | None, "jobs": Count | None, "executor": Literal["local", "slurm"],
     "devices": int | str | Sequence[int | str] | None, "gpus": Count, "trials": Count | None,
     "start": Sequence[str] | None,
-    "controls": Natural, "evaluations": Natural, "metrics": METRICS | None, "limit": Count | None, "steps": Count,
+    "controls": Natural, "evaluations": Count, "metrics": METRICS | None, "limit": Count | None, "steps": Count,
+    "sweep": Mapping[str, Sequence[Any] | None], "entries": Mapping[str, Sequence[str]],
+    "settings": Mapping[str, Mapping[str, Any]], "test": Mapping[str, Any],
     "seeds": Sequence[int], "targets": Sequence[float], "pictures": Natural, "picture_size": Count | None,
 }  # fmt: skip
 _GROUP = 8  # samples of a context where an agent decides by itself

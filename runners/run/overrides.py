@@ -55,8 +55,8 @@ def take_values(
     Args:
         settings: what there is, with its defaults; a key that is {} there may hold anything.
         others: first parts of keys that belong to someone else, or ("*",) for all.
-        kinds: annotations of what values may be, by dotted key; without one, a number, a text, a truth value or a
-            mapping stays what its default is.
+        kinds: annotations of what values may be, by dotted key, of a mapping too; without one, a number, a text, a
+            truth value or a mapping stays what its default is.
 
     Returns:
         The settings with the values put in, and the arguments that belong to someone else.
@@ -76,11 +76,26 @@ def take_values(
             rest.append(argument)
         else:
             raise ConfigError(f"unknown setting '{key}'{_nearest(key, [*flatten(settings), *others])}")
-    for key, value in leaves(values):
-        check_value(kinds.get(key, _kind(settings.get(key))), value, key)
+    for key, default in leaves(settings):
+        path = key.split(".")
+        known = next((k for i in range(len(path)) if (k := ".".join(path[: i + 1])) in kinds), key)
+        check_value(kinds.get(known, _kind(default)), _at(values, known), known)
     if isinstance(settings.get("out"), str):
         check_folder(Path(values["out"]))
     return values, rest
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key; refuses what has taken the place of a mapping on the way."""
+    here: Any = values
+    for i, part in enumerate(path := key.split(".")):
+        where = ".".join(path[:i])
+        if i:
+            check_value(Mapping[str, Any], here, where)
+        if part not in here:
+            raise ConfigError(f"{where}: expected '{part}' in it, got {', '.join(map(repr, here)) or 'nothing'}")
+        here = here[part]
+    return here
 
 
 def _kind(default: Any) -> Any:

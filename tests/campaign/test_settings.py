@@ -8,9 +8,12 @@ import pytest
 from campaign.tally import Tally
 
 from srgym.errors import Refusal
+from srgym.runners.commands import evaluate
+from srgym.runners.compare.plan import make_plan
 from srgym.runners.loop.loggers import check_loggers
 from srgym.runners.run.build import check_order, check_parts
 from srgym.runners.run.config import RunConfig, compose, resolve
+from srgym.runners.run.overrides import defaults, take_values
 from srgym.settings import leaves
 
 pytestmark = pytest.mark.campaign
@@ -22,10 +25,35 @@ WRONG = {"abc": "abc", "nan": math.nan, "-1": -1, "0": 0, "1.5": 1.5, "true": Tr
 FITTING = {"env.size=null", "env.prompts=abc", "env.prompts=true", "runner.patience=1.5", "lora.alpha=1.5"}
 
 
+# Whose values may be mappings, of names to folders and of labels to metrics.
+MAPPINGS = {"policy", "pred", "metrics"}
+
+
 def keys(experiment: str) -> list[tuple[str, Any]]:
     tree, _ = compose([f"experiment={experiment}"])
     own = {key: value for key, value in tree.items() if key not in ("when", "report")}
     return [(key, value) for key, value in leaves(own) if ".when." not in key]
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate"])
+def test_no_setting_of_a_command_ends_in_a_traceback(command: str, tmp_path: Path, tally: Tally) -> None:
+    what = f"settings of srgym {command}: a value of another kind for each"
+    for key, default in leaves(defaults(command)):
+        for text, value in WRONG.items():
+            failure, given = None, [f"out={tmp_path}", f"{key}={text}"]
+            try:
+                if command == "compare":
+                    make_plan(["agent=nft", "reward=ssim_y", *given])
+                else:
+                    take_values(["policy=here", *given], defaults(command), ("env",), evaluate._KINDS)
+                if nonsense(default, value) or (isinstance(value, dict) and not isinstance(default, dict)):
+                    failure = None if key in MAPPINGS else f"{key}={text} is taken in place of {default!r}"
+            except Refusal:
+                pass
+            except Exception as error:
+                failure = f"{key}={text}: {type(error).__name__}: {error}"
+            tally.add(what, failure)
+    tally.settle(what)
 
 
 def checked(config: RunConfig) -> None:

@@ -26,6 +26,8 @@ WRONG = [
     ("policy=qwen_image_edit", "policy 'qwen_image_edit' has no option 'weights'"),
     ("policy.width=abc", "policy 'compact', width: expected a whole number, got 'abc'"),
     ("env.size=abc", "source 'photographs', size: expected a whole number, got 'abc'"),
+    ("env.scale=-1", "a scale is a whole number of at least 1, got -1"),
+    ("reward=compass reward.scorer=[a,b]", "expected a scorer, by name, as {'name': ...} or made, got ['a', 'b']"),
     ("stages.merged.weight=heavy", "weight: expected a number, got 'heavy'"),
     ("logger=3", "logger: expected a text or a list, got 3"),
     ("report=yes_please", "report: expected a mapping, got 'yes_please'"),

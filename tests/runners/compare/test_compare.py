@@ -311,6 +311,11 @@ def test_settings_are_given_to_one_entry(tmp_path: Path):
         (["search={nft: {lr: [1, 2]}, flow_grpo: {lr: [1]}}"], "different numbers of settings (nft 2, flow_grpo 1)"),
         (["search={lr: 3}"], "search expects lists of values for 'nft'"),
         (["jobs=0"], "jobs: expected at least 1, got 0"),
+        (["jobs={a: 1}"], "jobs: expected"),
+        (["evaluations=0"], "evaluations: expected at least 1, got 0"),
+        (["entries={a: 1}"], "entries: expected"),
+        (["budget={a: 1}"], "budget: expected 'images' in it, got 'a'"),
+        (["budget=3"], "budget: expected a mapping, got 3"),
         (["executor=pbs"], "executor: expected 'local' or 'slurm', got 'pbs'"),
     ],
 )  # fmt: skip
@@ -522,6 +527,20 @@ def test_the_search_behind_the_committed_comparison_is_of_equal_effort_and_sees_
     assert {cell.role for cell in search.cells} == {"agent"} and search.fixed == ("experiment=nft_vs_grpo_search",)
     assert [entry.agent for entry in final.entries] == ["diffusion_nft", "flow_grpo"]
     assert sum(cell.role == "control" for cell in final.cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("test={split: tets}", "expected a split of train, validation, test, got 'tets'"),
+        ("metrics=[psnr_x]", "did you mean 'psnr_y'"),
+        ("metrics=[refreward]", "no server of the model 'refreward' answers at http://127.0.0.1:8002"),
+    ],
+)
+def test_what_the_last_evaluation_would_stumble_over_is_found_first(argument: str, said: str, capsys, tmp_path: Path):
+    assert main(["compare", "agent=nft", "reward=ssim_y", "seed=0", argument, f"out={tmp_path / 'out'}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_training_an_experiment_of_entries_is_comparing_them(capsys, tmp_path: Path):
