@@ -18,7 +18,7 @@ from srgym.runners.measure.metrics import check_metrics, make_metrics
 from srgym.runners.report import write_compare_report
 from srgym.runners.run.build import build_task
 
-__all__ = ["compare", "make_executor"]
+__all__ = ["compare", "look_ahead", "make_executor"]
 
 
 def compare(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path, list[Outcome]]:
@@ -40,7 +40,7 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
     executor = make_executor(plan)
     if todo:
-        _look_ahead(plan)
+        look_ahead(plan)
     write_json(plan.folder / "compare.json", plan.as_json())
     board = Board(len(cells), executor.slots)
     try:
@@ -60,7 +60,7 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     return write_compare_report(plan.folder), [*starts, *outcomes]
 
 
-def _look_ahead(plan: Plan) -> None:
+def look_ahead(plan: Plan) -> None:
     """Refuse what the last evaluation would stumble over, before hours of training: metrics, and contexts for them."""
     metrics = make_metrics(plan.metrics)
     for metric in metrics:
