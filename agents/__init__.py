@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from srgym.agents.awm import AWM as AWM
+    from srgym.agents.awm import awm_loss as awm_loss
     from srgym.agents.base import Agent as Agent
     from srgym.agents.base import Need as Need
     from srgym.agents.cold_start import ColdStart as ColdStart
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from srgym.agents.dpo import dpo_loss as dpo_loss
     from srgym.agents.flow_grpo import FlowGRPO as FlowGRPO
     from srgym.agents.flow_grpo import grpo_loss as grpo_loss
+    from srgym.agents.forward import ForwardAgent as ForwardAgent
     from srgym.agents.groups import Combine as Combine
     from srgym.agents.groups import GroupFilter as GroupFilter
     from srgym.agents.groups import group_advantage as group_advantage
@@ -30,11 +33,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "awm": ["AWM", "awm_loss"],
         "base": ["Agent", "Need"],
         "cold_start": ["ColdStart"],
         "diffusion_nft": ["DiffusionNFT", "nft_loss"],
         "dpo": ["DPO", "dpo_loss"],
         "flow_grpo": ["FlowGRPO", "grpo_loss"],
+        "forward": ["ForwardAgent"],
         "groups": ["Combine", "GroupFilter", "group_advantage"],
         "refl": ["REFL", "refl_loss"],
         "registry": ["agent_class", "available", "make"],

@@ -16,20 +16,13 @@ No likelihoods, no trajectories: any solver may collect.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.base import Agent, Need
-from srgym.agents.ema import old_decay
-from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config, optimality
-from srgym.agents.rows import make_rows, shared
-from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
+from srgym.agents.forward import ForwardAgent
+from srgym.agents.groups import Combine, GroupFilter, optimality
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
-from srgym.policies.noise import Noise, derive_seeds
-from srgym.policies.solvers import DPM2M, SOLVERS, Euler
-from srgym.policies.workload import Workload
+from srgym.policies.base import FlowPolicy
 from srgym.rewards.base import Reward
 
 __all__ = ["FORMS", "DiffusionNFT", "nft_loss"]
@@ -85,30 +78,19 @@ def _mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
-class DiffusionNFT(Agent):
+class DiffusionNFT(ForwardAgent):
     """DiffusionNFT, and under `clip=1` OARS.
 
     Args:
-        policy: with adapters: `default` learns, `old` collects, the base is what the KL term holds on to.
-        reward: any.
-        group_size: K.
-        steps, solver: of the collecting rollout, deterministic and without guidance.
+        policy, reward, group_size, steps, solver: see `ForwardAgent`.
         beta: b.
         clip: c; 1 is OARS's text, 5 the published code's.
         form: see `nft_loss`.
         kl: k, the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
-        old: how `old` follows the learner, once an iteration: "on_policy", "linear", "delayed", or a constant d.
-        time_share: of the sampler's times, how many each sample is trained at: int(share * steps).
-        epochs: optimiser steps of an iteration, each on all rows, with fresh noise.
-        std: what advantages are divided by: the group's spread or the whole batch's.
-        filter: fields of a `GroupFilter`; None: no group is filtered.
-        combine: fields of a `Combine`, to weigh the reward's components anew; None: the reward as it is.
-        ema, provides: see `Agent`.
+        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
     """
 
     name = "diffusion_nft"
-    needs = frozenset({Need.GROUPS})
-    sampler = "old"
 
     def __init__(
         self,
@@ -131,74 +113,25 @@ class DiffusionNFT(Agent):
         ema: float = 0.9,
         provides: Collection[str] | None = None,
     ) -> None:
-        super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
-        self._require_adapters("the policy that sampled")
-        if not (beta > 0 and clip > 0 and kl >= 0 and 0 < time_share <= 1):
-            raise Refusal(
-                "expected beta and clip above 0, kl of at least 0 and time_share in (0, 1], got "
-                f"{beta}, {clip}, {kl} and {time_share}"
-            )
-        if form not in FORMS or std not in STDS or SOLVERS.get(solver) not in (Euler, DPM2M):
-            raise Refusal(
-                f"expected form of {FORMS}, std of {STDS} and a deterministic solver, got {form}, {std}, {solver}"
-            )
-        old_decay(old, 0)
-        self.sampling = Sampling(steps=steps, solver=solver)
-        self.beta, self.clip, self.form, self.kl = beta, clip, form, kl
-        self.old, self.time_share, self.std = old, time_share, std
-        kept = from_config(GroupFilter, filter)
-        self.filter = kept.for_reward(reward) if kept is not None else None
-        self.combine = from_config(Combine, combine)
+        super().__init__(
+            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
+            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides,
+        )  # fmt: skip
+        if not (beta > 0 and clip > 0):
+            raise Refusal(f"expected beta and clip above 0, got {beta} and {clip}")
+        if form not in FORMS:
+            raise Refusal(f"expected form of {FORMS}, got {form}")
+        self.beta, self.clip, self.form = beta, clip, form
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        assert self.sampling is not None
-        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
-        self.stats = groups.stats
-        samples = rollout.select("x0", "cond")
-        keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
-        kept = keep.nonzero().flatten()
-        seed = rollout["seed"][kept]
-        times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)
-        drawn = schedule_steps(seed, self.sampling.steps, self.time_share).to(kept.device)
-        count = drawn.shape[1]
-        sample = kept.repeat_interleave(count)
-        return make_rows(
-            samples,
-            sample,
-            t=times[drawn.flatten()],
-            advantage=advantage[sample],
-            optimality=optimality(advantage, self.clip)[sample],
-            seed=seed.repeat_interleave(count),
-            draw=torch.arange(count, device=kept.device).repeat(len(kept)),
-        )
+        rows = super().prepare(rollout)
+        return rows.set("optimality", optimality(rows["advantage"], self.clip))
 
     def loss(self, batch: TensorDict) -> TensorDict:
-        samples, sample = shared(batch)
-        x0, cond, t = samples["x0"][sample], samples["cond"][sample], batch["t"]
-        seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream="diffusion_nft")
-        eps = Noise(seeds, x0.device).normal(x0.shape[1:], x0.dtype)
-        x_t = corrupt(x0, eps, t)
-        # The base first: its activations are gone before the learner's graph is built.
-        v_base = self._velocity_of(None, x_t, t, cond) if self.kl > 0 else None
-        v = self._velocity(x_t, t, cond)
-        v_old = self._old_velocity(v, x_t, t, cond)
+        x0, _, x_t, cond = self._noised(batch)
+        v, v_old, v_base = self._velocities(x_t, batch["t"], cond)
         each = nft_loss(
-            v, v_old, x_t, t, x0, batch["optimality"], beta=self.beta, clip=self.clip, form=self.form
+            v, v_old, x_t, batch["t"], x0, batch["optimality"], beta=self.beta, clip=self.clip, form=self.form
         )  # fmt: skip
         terms = {"loss_policy": each.mean(), "deviation": (v.detach() - v_old).square().mean()}
-        if v_base is not None:
-            drift = (v - v_base).square().mean()
-            terms |= {"loss_kl": self.kl * drift, "kl": drift.detach()}
-        return TensorDict(terms)
-
-    def old_decay(self) -> float:
-        return old_decay(self.old, self.updates)
-
-    def workload(self) -> Workload:
-        assert self.sampling is not None
-        steps = self.sampling.steps
-        # Where `old` is the learner itself an iteration's first pass needs no forward of it.
-        old = 1 - 1 / self.epochs if self.old in ("on_policy", 0) else 1.0
-        beside = {"old": old} | ({None: 1.0} if self.kl > 0 else {})
-        times = share_of_steps(steps, self.time_share)
-        return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside=beside)
+        return TensorDict(terms | self._held(v, v_base))

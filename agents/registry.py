@@ -17,6 +17,7 @@ AGENTS: "Registry[type[Agent]]" = Registry(
     class_of("srgym.agents.base:Agent"),
     "srgym.agents",
     {
+        "awm": "srgym.agents.awm:AWM",
         "cold_start": "srgym.agents.cold_start:ColdStart",
         "diffusion_nft": "srgym.agents.diffusion_nft:DiffusionNFT",
         "dpo": "srgym.agents.dpo:DPO",

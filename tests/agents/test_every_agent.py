@@ -9,7 +9,7 @@ import yaml
 from toys import flawed
 
 import srgym.agents
-from srgym.agents import DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
+from srgym.agents import AWM, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
 from srgym.agents.base import Agent
 from srgym.agents.groups import with_scores
 from srgym.rewards.base import Incompatible, Reward
@@ -21,6 +21,8 @@ AGENTS = {
     "nft": (DiffusionNFT, {"group_size": 8}, 0.02, 25),
     "nft_plain": (DiffusionNFT, {"group_size": 8, "form": "plain", "kl": 0.0}, 0.02, 25),
     "nft_delayed_old": (DiffusionNFT, {"group_size": 8, "old": 0.5, "clip": 5.0, "beta": 0.5}, 0.02, 40),
+    "awm": (AWM, {"group_size": 8}, 0.02, 25),
+    "awm_uniform": (AWM, {"group_size": 8, "weighting": "uniform", "kl": 0.0, "epochs": 2, "old": 0.3}, 0.02, 40),
     "grpo": (FlowGRPO, {"group_size": 8, "steps": 6}, 0.02, 25),
     "grpo_fast": (FlowGRPO, {"group_size": 8, "steps": 6, "fast": True}, 0.02, 30),
     "grpo_cps": (FlowGRPO, {"group_size": 8, "steps": 6, "solver": "cps"}, 0.02, 25),
@@ -31,7 +33,7 @@ AGENTS = {
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
 }
-ONE_EACH = ["cold_start", "nft", "grpo", "dpo", "refl"]
+ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "refl"]
 
 
 def build(toy, which, policy=None):
@@ -68,7 +70,7 @@ def test_identity_task(toy, which, seed):
     assert toy.distance(policy, "ema") < start / 3
 
 
-@pytest.mark.parametrize("which", ["nft", "grpo", "dpo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo"])
 def test_a_reward_upside_down_leads_away(toy, which):
     """What solves the task isn't a drift of the loop: against the reward's sign the distance grows."""
 
@@ -225,7 +227,7 @@ def test_it_trains_a_network(toy, tiny_policy, which):
         assert ".lora_A." in name or parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("which", ["nft", "grpo", "dpo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo"])
 def test_groups_of_one_are_refused(toy, which):
     kind = AGENTS[which][0]
     with pytest.raises(Incompatible, match=rf"{kind.__name__}.*groups of 1.*ColdStart or REFL"):
@@ -241,7 +243,7 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    assert srgym.agents.available() == ["cold_start", "diffusion_nft", "dpo", "flow_grpo", "refl"]
+    assert srgym.agents.available() == ["awm", "cold_start", "diffusion_nft", "dpo", "flow_grpo", "refl"]
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)
         assert issubclass(found, Agent) and found.name == name

@@ -1,0 +1,130 @@
+"""Agents that train on the forward process: samples of any solver, noised anew at the sampler's own times."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from srgym.agents.base import Agent, Need
+from srgym.agents.ema import old_decay
+from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
+from srgym.agents.rows import make_rows, shared
+from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
+from srgym.errors import Refusal
+from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.solvers import DPM2M, SOLVERS, Euler
+from srgym.policies.workload import Workload
+from srgym.rewards.base import Reward
+
+__all__ = ["ForwardAgent"]
+
+
+class ForwardAgent(Agent):
+    """What such agents share: `old` collects, groups are compared, each sample is a row at each of some times.
+
+    Args:
+        policy: with adapters: `default` learns, `old` collects, the base is what the KL term holds on to.
+        reward: any.
+        group_size: K.
+        steps, solver: of the collecting rollout, deterministic and without guidance.
+        kl: the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
+        old: how `old` follows the learner, once an iteration: "on_policy", "linear", "delayed", or a constant d.
+        time_share: of the sampler's times, how many each sample is trained at: int(share * steps).
+        epochs: optimiser steps of an iteration, each on all rows, with fresh noise.
+        std: what advantages are divided by: the group's spread or the whole batch's.
+        filter: fields of a `GroupFilter`; None: no group is filtered.
+        combine: fields of a `Combine`, to weigh the reward's components anew; None: the reward as it is.
+        ema, provides: see `Agent`.
+    """
+
+    needs = frozenset({Need.GROUPS})
+    sampler = "old"
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        reward: Reward | None,
+        *,
+        group_size: int,
+        steps: int,
+        solver: str,
+        kl: float,
+        old: str | float,
+        time_share: float,
+        epochs: int,
+        std: str,
+        filter: GroupFilter | Mapping[str, Any] | None,
+        combine: Combine | Mapping[str, Any] | None,
+        ema: float,
+        provides: Collection[str] | None,
+    ) -> None:
+        super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
+        self._require_adapters("the policy that sampled")
+        if not (kl >= 0 and 0 < time_share <= 1):
+            raise Refusal(f"expected kl of at least 0 and time_share in (0, 1], got {kl} and {time_share}")
+        if std not in STDS or SOLVERS.get(solver) not in (Euler, DPM2M):
+            raise Refusal(f"expected std of {STDS} and a deterministic solver, got {std} and {solver}")
+        old_decay(old, 0)
+        self.sampling = Sampling(steps=steps, solver=solver)
+        self.kl, self.old, self.time_share, self.std = kl, old, time_share, std
+        kept = from_config(GroupFilter, filter)
+        self.filter = kept.for_reward(reward) if kept is not None else None
+        self.combine = from_config(Combine, combine)
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        assert self.sampling is not None
+        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        self.stats = groups.stats
+        samples = rollout.select("x0", "cond")
+        keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
+        kept = keep.nonzero().flatten()
+        seed = rollout["seed"][kept]
+        times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)
+        drawn = schedule_steps(seed, self.sampling.steps, self.time_share).to(kept.device)
+        count = drawn.shape[1]
+        sample = kept.repeat_interleave(count)
+        return make_rows(
+            samples,
+            sample,
+            t=times[drawn.flatten()],
+            advantage=advantage[sample],
+            seed=seed.repeat_interleave(count),
+            draw=torch.arange(count, device=kept.device).repeat(len(kept)),
+        )
+
+    def _noised(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor, TensorDict]:
+        """Of a batch of rows: samples x0, noise that is the update's own, x_t [B, ...] each, and the conditions."""
+        samples, sample = shared(batch)
+        x0 = samples["x0"][sample]
+        seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream=self.name)
+        eps = Noise(seeds, x0.device).normal(x0.shape[1:], x0.dtype)
+        return x0, eps, corrupt(x0, eps, batch["t"]), samples["cond"][sample]
+
+    def _velocities(self, x_t: Tensor, t: Tensor, cond: TensorDict) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The learner's velocity, with its graph, the old policy's, and the base's where the KL term wants it."""
+        # The base first: its activations are gone before the learner's graph is built.
+        v_base = self._velocity_of(None, x_t, t, cond) if self.kl > 0 else None
+        v = self._velocity(x_t, t, cond)
+        return v, self._old_velocity(v, x_t, t, cond), v_base
+
+    def _held(self, v: Tensor, v_base: Tensor | None) -> dict[str, Tensor]:
+        """The KL term."""
+        if v_base is None:
+            return {}
+        drift = (v - v_base).square().mean()
+        return {"loss_kl": self.kl * drift, "kl": drift.detach()}
+
+    def old_decay(self) -> float:
+        return old_decay(self.old, self.updates)
+
+    def workload(self) -> Workload:
+        assert self.sampling is not None
+        steps = self.sampling.steps
+        # Where `old` is the learner itself an iteration's first pass needs no forward of it.
+        old = 1 - 1 / self.epochs if self.old in ("on_policy", 0) else 1.0
+        beside = {"old": old} | ({None: 1.0} if self.kl > 0 else {})
+        times = share_of_steps(steps, self.time_share)
+        return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside=beside)
