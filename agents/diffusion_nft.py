@@ -16,6 +16,7 @@ No likelihoods, no trajectories: any solver may collect.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -86,6 +87,7 @@ class DiffusionNFT(ForwardAgent):
         beta: b.
         clip: c; 1 is OARS's text, 5 the published code's.
         form: see `nft_loss`.
+        adv_mode: which advantages count, see `srgym.agents.groups.optimality`.
         kl: k, the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
         old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
     """
@@ -103,6 +105,7 @@ class DiffusionNFT(ForwardAgent):
         beta: float = 1.0,
         clip: float = 1.0,
         form: str = "self_normalised",
+        adv_mode: str = "all",
         kl: float = 1e-4,
         old: str | float = "linear",
         time_share: float = 0.99,
@@ -121,11 +124,12 @@ class DiffusionNFT(ForwardAgent):
             raise Refusal(f"expected beta and clip above 0, got {beta} and {clip}")
         if form not in FORMS:
             raise Refusal(f"expected form of {FORMS}, got {form}")
-        self.beta, self.clip, self.form = beta, clip, form
+        self.beta, self.clip, self.form, self.adv_mode = beta, clip, form, adv_mode
+        optimality(torch.zeros(0), clip, adv_mode)  # refuses an unknown mode now
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         rows = super().prepare(rollout)
-        return rows.set("optimality", optimality(rows["advantage"], self.clip))
+        return rows.set("optimality", optimality(rows["advantage"], self.clip, self.adv_mode))
 
     def loss(self, batch: TensorDict) -> TensorDict:
         x0, _, x_t, cond = self._noised(batch)

@@ -16,8 +16,8 @@ from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = [
-    "Assessment", "Combine", "GroupFilter", "all_scores", "assess", "group_advantage", "group_moments", "optimality",
-    "with_scores",
+    "ADV_MODES", "Assessment", "Combine", "GroupFilter", "all_scores", "assess", "group_advantage", "group_moments",
+    "optimality", "with_scores",
 ]  # fmt: skip
 
 STDS = ("group", "batch")
@@ -103,9 +103,28 @@ def group_advantage(
     return torch.where(usable, advantage, 0.0).flatten().to(score.dtype)
 
 
-def optimality(advantage: Tensor, clip: float = 1.0) -> Tensor:
-    """How good a sample is among its group, in [0, 1]: r = clip(clip(A, -c, c) / (2c) + 1/2, 0, 1); OARS has c = 1."""
-    return (advantage.clamp(-clip, clip) / (2 * clip) + 0.5).clamp(0, 1)
+ADV_MODES = ("all", "positive_only", "negative_only", "one_only", "binary")
+
+
+def optimality(advantage: Tensor, clip: float = 1.0, mode: str = "all") -> Tensor:
+    """How good a sample is among its group, in [0, 1]: r = clip(clip(A, -c, c) / (2c) + 1/2, 0, 1); OARS has c = 1.
+
+    Args:
+        mode: what is made of the clipped A first, as in DiffusionNFT's published code: "all" nothing; "positive_only"
+            and "negative_only" 0 in place of the others; "one_only" 1 where it is above 0, else 0; "binary" its sign.
+    """
+    if mode not in ADV_MODES:
+        raise Refusal(f"adv_mode is one of {', '.join(ADV_MODES)}, got '{mode}'")
+    clipped = advantage.clamp(-clip, clip)
+    if mode == "positive_only":
+        clipped = clipped.clamp(min=0)
+    elif mode == "negative_only":
+        clipped = clipped.clamp(max=0)
+    elif mode == "one_only":
+        clipped = (clipped > 0).to(advantage.dtype)
+    elif mode == "binary":
+        clipped = clipped.sign()
+    return (clipped / (2 * clip) + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from srgym.agents.diffusion_nft import DiffusionNFT, nft_loss
+from srgym.agents.groups import optimality
 from srgym.agents.rows import shared
 from srgym.rewards.base import Incompatible
 
@@ -155,6 +156,25 @@ def test_rows_are_samples_times_the_samplers_own_times(agent, toy):
         assert len(set(rows["t"][sample == one].tolist())) == 5
     assert torch.equal(rows["optimality"], 0.5 + 0.5 * rows["advantage"].clamp(-1, 1))
     assert samples["x0"].shape[0] == 12
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("all", [0.0, 0.3, 0.5, 0.7, 1.0]), ("positive_only", [0.5, 0.5, 0.5, 0.7, 1.0]),
+        ("negative_only", [0.0, 0.3, 0.5, 0.5, 0.5]), ("one_only", [0.5, 0.5, 0.5, 0.6, 0.6]),
+        ("binary", [0.4, 0.4, 0.5, 0.6, 0.6]),
+    ],
+)  # fmt: skip
+def test_which_advantages_count(mode, expected, toy):
+    """c = 5: advantages of -9, -2, 0, 2 and 9, by hand."""
+    found = optimality(torch.tensor([-9.0, -2.0, 0.0, 2.0, 9.0]), 5.0, mode)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    agent = DiffusionNFT(toy.policy(), toy.reward(), group_size=4, clip=5.0, adv_mode=mode)
+    rows = agent.prepare(toy.collect(agent, torch.arange(3)))
+    assert torch.equal(rows["optimality"], optimality(rows["advantage"], 5.0, mode))
+    with pytest.raises(ValueError, match="adv_mode is one of all, .*got 'some'"):
+        DiffusionNFT(toy.policy(), toy.reward(), group_size=4, adv_mode="some")
 
 
 def test_samples_behind_rows_are_kept_once(agent, toy):
