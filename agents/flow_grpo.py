@@ -31,6 +31,7 @@ __all__ = ["FlowGRPO", "grpo_loss"]
 
 ADVANTAGE_CLIP = 5.0
 RATIO_TOLERANCE = 1e-6
+OLD_LOG_PROBS = ("sampled", "recomputed")
 
 
 def grpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
@@ -68,7 +69,11 @@ class FlowGRPO(Agent):
         updates_per_iteration: optimiser steps that the samples of an iteration are dealt out to.
         epochs: how often that is done.
         std, filter, combine: see `DiffusionNFT`.
-        ratio_tolerance: how far rho may be from 1 before the first update; half precision needs more.
+        old_log_prob: what rho's denominator is: "sampled", recorded by the rollout, which costs nothing and is right in
+            float32; or "recomputed" by the policy that sampled, as it was, on the very rows that are trained on, which
+            costs a forward of each row after the first update. Half precision needs that: its kernels round as the
+            batch is cut. None: recomputed where the policy's weights aren't in float32.
+        ratio_tolerance: how far rho may be from 1 before the first update, of a sampled denominator.
         seed: of the windows.
         ema, provides: see `Agent`.
     """
@@ -96,6 +101,7 @@ class FlowGRPO(Agent):
         std: str = "group",
         filter: GroupFilter | Mapping[str, Any] | None = None,
         combine: Combine | Mapping[str, Any] | None = None,
+        old_log_prob: str | None = None,
         ratio_tolerance: float = RATIO_TOLERANCE,
         seed: int = 0,
         ema: float = 0.9,
@@ -127,8 +133,14 @@ class FlowGRPO(Agent):
             )
         if self.kl > 0:
             self._require_adapters("the base (kl above 0)")
+        if old_log_prob not in (None, *OLD_LOG_PROBS):
+            raise Refusal(f"expected old_log_prob of {OLD_LOG_PROBS} or None, got '{old_log_prob}'")
+        half = next(policy.core.parameters()).dtype in (torch.float16, torch.bfloat16)
+        self.old_log_prob = old_log_prob or ("recomputed" if half and policy.has_adapters else "sampled")
         if guard:
             self._require_adapters("the policy that sampled (guard)")
+        if self.old_log_prob == "recomputed":
+            self._require_adapters("the policy that sampled (old_log_prob='recomputed')")
         self._solver = kind(kind.usual_level if noise_level is None else noise_level)
         self.fast, self.window, self.guard, self.seed = fast, window, guard, seed
         self.updates_per_iteration, self.ratio_tolerance, self.std = updates_per_iteration, ratio_tolerance, std
@@ -160,7 +172,7 @@ class FlowGRPO(Agent):
         self.stats = groups.stats | {"samples_without_advantage": float(groups.keep[groups.own].sum()) - len(kept)}
         start, length = self.sampling.window or (0, self.sampling.steps)
         self._first = True
-        if self.guard:
+        if self._asks_old:
             self.policy.sync("default", "old")  # `old` remembers who sampled, for the updates after the first
         sample = kept.repeat_interleave(length)
         step = torch.arange(start, start + length, device=kept.device).repeat(len(kept))
@@ -179,8 +191,8 @@ class FlowGRPO(Agent):
 
     def workload(self) -> Workload:
         steps = self._plan.steps
-        # Under the guard `old` is the learner until the first of the iteration's updates.
-        old = {"old": 1 - 1 / (self.updates_per_iteration * self.epochs)} if self.guard else {}
+        # `old` is the learner until the first of the iteration's updates.
+        old = {"old": 1 - 1 / (self.updates_per_iteration * self.epochs)} if self._asks_old else {}
         return Workload(
             self.group_size, steps=steps, times=self.window if self.fast else steps - 1, epochs=self.epochs,
             beside=old | ({None: 1.0} if self.kl > 0 else {}), guided=self._plan.guidance != 1.0,
@@ -191,15 +203,19 @@ class FlowGRPO(Agent):
         step, cond = batch["step"], samples["cond"][sample]
         x, x_next = samples["latents"][sample, step], samples["latents"][sample, step + 1]
         t, t_next, t_cap = samples["t"][sample, step], samples["t"][sample, step + 1], samples["t"][sample, 1]
-        old_log_prob = samples["log_prob"][sample, step]
         at = (x, t, t_next, t_cap)
         mu_base = self._solver.transition(self._velocity_of(None, x, t, cond), *at).mean if self.kl else None
         v = self._velocity(x, t, cond)
         now = self._solver.transition(v, *at)
-        log_prob = self._solver.score(now, x_next)
+        log_prob, old_log_prob = self._solver.score(now, x_next), samples["log_prob"][sample, step]
+        before = self._solver.transition(self._old_velocity(v, x, t, cond), *at) if self._asks_old else None
+        moved = {}
+        if before is not None and self.old_log_prob == "recomputed":
+            anew = self._solver.score(before, x_next)
+            moved = {"anchor_shift": (anew - old_log_prob).abs().mean()}
+            old_log_prob = anew
         self._check_ratio(log_prob, old_log_prob)
-        if self.guard:
-            before = self._solver.transition(self._old_velocity(v, x, t, cond), *at)
+        if before is not None and self.guard:
             each = self._guarded_loss(log_prob, old_log_prob, batch["advantage"], now, before, t - t_next)
         else:
             each = grpo_loss(log_prob, old_log_prob, batch["advantage"], clip=self.clip)
@@ -208,11 +224,17 @@ class FlowGRPO(Agent):
             "loss_policy": each.mean(),
             "ratio_error": torch.expm1(change).abs().mean(),
             "clipped": (torch.expm1(change).abs() > self.clip).float().mean(),
+            **moved,
         }
         if mu_base is not None:
             drift = (_mean((now.mean - mu_base).square()) / (2 * self._solver.level(now, t, t_next).square())).mean()
             terms |= {"loss_kl": self.kl * drift, "kl": drift.detach()}
         return TensorDict(terms)
+
+    @property
+    def _asks_old(self) -> bool:
+        """Whether `loss` needs the policy that sampled."""
+        return self.guard or self.old_log_prob == "recomputed"
 
     def _guarded_loss(
         self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, now: Transition, before: Transition, dt: Tensor
@@ -236,8 +258,8 @@ class FlowGRPO(Agent):
             raise Refusal(
                 f"FlowGRPO: before the first update the ratio of likelihoods must be 1, and it is off by {error:.1e} "
                 f"(at most {self.ratio_tolerance:.0e} was expected): the policy that is trained isn't the one that "
-                "sampled. Look for dropout, autocast or weights changed in between; in half precision raise "
-                "ratio_tolerance"
+                "sampled. Look for dropout or weights changed in between; half precision, autocast too, needs "
+                "old_log_prob='recomputed'"
             )
 
     def after_update(self) -> None:

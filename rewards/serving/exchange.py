@@ -7,6 +7,7 @@ and passes through no proxy; whatever goes wrong is a `Fault` with a reason.
 import asyncio
 import contextlib
 import importlib
+import os
 import ssl
 import threading
 from collections.abc import Coroutine
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from srgym.errors import Refusal
 
-__all__ = ["LARGEST_BODY", "Fault", "exchange", "in_thread", "library", "session"]
+__all__ = ["LARGEST_BODY", "Fault", "exchange", "in_thread", "library", "session", "status_of"]
 
 T = TypeVar("T")
 
@@ -78,7 +79,33 @@ async def exchange(
     except TimeoutError as error:
         raise Fault("timeout") from error
     except Exception as error:
-        raise Fault(type(error).__name__) from error
+        raise Fault(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, such as "Connection refused", where it is behind an error; else the error's kind."""
+    behind: list[BaseException] = [error]
+    for one in behind:
+        if isinstance(one, OSError) and one.errno:
+            return os.strerror(one.errno) if one.errno > 0 else str(one.strerror)
+        parts = (one.__cause__, one.__context__, *getattr(one, "exceptions", ()))
+        behind += [part for part in parts if part is not None and part not in behind]
+    return type(error).__name__
+
+
+def status_of(url: str, seconds: float) -> int:
+    """The status that an address answers a GET with, no token sent.
+
+    Raises:
+        Fault: where it doesn't answer.
+    """
+
+    async def ask() -> int:
+        async with session(1, ssl.create_default_context() if url.startswith("https") else False) as http:
+            status, _ = await exchange(http, "GET", url, token=None, seconds=seconds, largest=1 << 16)
+            return status
+
+    return in_thread(ask())
 
 
 def in_thread(run: Coroutine[Any, Any, T]) -> T:

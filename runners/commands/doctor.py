@@ -14,13 +14,13 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from srgym.errors import Refusal
+from srgym.rewards.serving.exchange import Fault, status_of
 from srgym.runners.run.overrides import take_values
 
 __all__ = ["Finding", "examine", "run"]
@@ -174,21 +174,18 @@ def _weights() -> Iterator[Finding]:
             yield Finding("note", f"reward {name} can't be used: its weights aren't here", str(error))
         except ImportError as error:
             yield Finding("note", f"reward {name} can't be used: {error}", "install what is missing")
+        except Refusal as error:
+            yield Finding("fail", f"reward {name} can't be used", str(error))
         else:
             yield Finding("ok", f"weights of the reward {name}")
 
 
 def _server(url: str) -> Finding:
-    health = f"{url.rstrip('/')}/health"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(health, timeout=2) as answer:
-            status = answer.status
-    except urllib.error.HTTPError as error:
-        status = error.code
-    except (OSError, ValueError) as error:
+        status = status_of(f"{url.rstrip('/')}/health", 2.0)
+    except Fault as fault:
         advice = "start one with srgym serve, where a reward of yours needs it"
-        return Finding("note", f"no reward server answers at {url} ({getattr(error, 'reason', error)})", advice)
+        return Finding("note", f"no reward server answers at {url} ({fault})", advice)
     if status == 200:
         return Finding("ok", f"a reward server answers at {url}")
     return Finding("note", f"the server at {url} answers {status}", "is it a server of srgym serve? look at its output")

@@ -121,6 +121,25 @@ def test_the_tolerance_can_be_widened(build, toy):
     assert float(agent.loss(rows)["ratio_error"]) > 1e-3
 
 
+def test_who_sampled_is_asked_anew_only_after_an_update(build, toy):
+    agent = build(old_log_prob="recomputed", kl=0.0)
+    rows = agent.prepare(toy.collect(agent, torch.arange(2)))
+    agent.policy.calls.clear()
+    first = agent.loss(rows)
+    assert len(agent.policy.calls) == 1 and float(first["ratio_error"]) == 0.0
+    diverge(agent.policy)
+    agent.after_update()
+    agent.policy.calls.clear()
+    anew = agent.loss(rows)
+    assert sorted(grad for _, grad in agent.policy.calls) == [False, True]
+    sampled = build(old_log_prob="sampled", kl=0.0)
+    sampled.policy, sampled._first = agent.policy, False
+    torch.testing.assert_close(anew["loss_policy"], sampled.loss(rows)["loss_policy"], rtol=1e-4, atol=1e-6)
+    assert agent.workload().beside == {"old": 0.5} and sampled.workload().beside == {}
+    with pytest.raises(ValueError, match="expected old_log_prob of"):
+        build(old_log_prob="stored")
+
+
 # The rows
 
 

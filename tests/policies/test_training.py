@@ -42,3 +42,29 @@ def test_an_iteration_moves_the_learner(make_tiny, kind, agent, task, tmp_path):
     assert {name for name in before if ".lora_B." in name} <= set(moved)
     assert all(torch.equal(p, base[n]) for n, p in policy.named_parameters() if ".lora_" not in n)
     assert adapters.equal(policy.core, "default", "old")  # on-policy, as each of these agents leaves it
+
+
+@pytest.mark.parametrize("form", [{}, {"fast": True}, {"solver": "cps"}, {"solver": "dance"}, {"guard": True}], ids=str)
+def test_flow_grpo_trains_in_half_precision_and_starts_at_a_ratio_of_one(make_tiny, form, task, tmp_path, monkeypatch):
+    """In bfloat16 kernels round as the batch is cut: what the rollout recorded isn't what a row's forward gives."""
+    policy = make_tiny("sd3", on_disk=True, scale=4, dtype="bfloat16", rows=4)
+    policy.add_adapters(rank=2, alpha=4)
+    agent = FlowGRPO(policy, task.reward, group_size=4, steps=4, **form)
+    assert agent.old_log_prob == "recomputed"
+    assert next(policy.core.parameters()).dtype == torch.bfloat16
+    errors, shifts, loss = [], [], FlowGRPO.loss
+
+    def watched(self, batch):
+        terms = loss(self, batch)
+        if self._first:
+            errors.append(float(terms["ratio_error"]))
+            shifts.append(float(terms["anchor_shift"]))
+        return terms
+
+    monkeypatch.setattr(FlowGRPO, "loss", watched)
+    settings = RunnerSettings(iterations=2, contexts=2, microbatch=1, prefetch=0, lr=1e-2)
+    Runner(task, policy, agent, settings, seed=0, folder=tmp_path, quiet=True).learn()
+    assert errors and max(errors) <= 1e-6
+    assert all(torch.isfinite(p).all() for _, p in policy.trainable_parameters())
+    if not form:
+        assert max(shifts) > 1e-6  # on what the rollout recorded the plain form would have stopped itself

@@ -98,7 +98,7 @@ def test_a_group_without_labels_teaches_its_order_alone(tiny_policy):
     assert list(group.kinds) == ["base", "base", "mean", "truth", *mixed, "nearest", "bicubic"]
     torch.manual_seed(0)
     model = CompactCompass(widths=(8, 8, 8), hidden=16).eval()
-    how = {"faults": 3, "order": 4.0, "flatter": 0.0}
+    how = {"faults": 3, "order": 4.0, "family": 0.1, "flatter": 0.0}
     loss = _loss(model, group, torch.Generator().manual_seed(1), **how)
     images = torch.cat([group.images, faults_of(group.images[3:4], 3, torch.Generator().manual_seed(1))])
     quality, fidelity = _predict(model, group.lr, images)
