@@ -1,11 +1,13 @@
 """A compact COMPASS model: (LR, SR) to fidelity F in [0, 1] and qualities Q_LR, Q_SR in [1, 5], without ground truth.
 
-One network looks at an image beside the bicubically upsampled LR, and two heads say how good and how faithful it is; it
-is asked twice, for the upsampled LR and for the SR, so both qualities are on one scale. It sees band-pass residuals
-beside the pictures, since what tells texture from noise and ringing lives there.
+One network looks at an image beside the bicubically upsampled LR, another, a FinPercep-RM that learnt to find faults in
+images alone and stays as it is, at the image; two heads say how good and how faithful it is. Both are asked twice, for
+the upsampled LR and for the SR, so both qualities are on one scale. They see band-pass residuals beside the pictures,
+since what tells texture from noise and ringing lives there.
 """
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
+from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["CompactCompass", "load"]
@@ -64,7 +67,7 @@ class _Trunk(nn.Module):
 
 
 class CompactCompass(nn.Module):
-    """The compact scorer, about 0.2 M parameters.
+    """The compact scorer, 0.2 M parameters and the 0.2 M of the FinPercep-RM that it looks with.
 
     Args:
         widths: channels of the stages.
@@ -79,22 +82,32 @@ class CompactCompass(nn.Module):
         if not all(type(size) is int and 1 <= size <= _LARGEST for size in sizes):
             raise Refusal(f"expected widths and hidden as whole numbers from 1 to {_LARGEST}, got {sizes[1:]!r:.80}")
         self._shape = {"widths": list(widths), "hidden": hidden}
-        self.trunk = _Trunk(15, tuple(widths))
-        self.quality_head = self._head(self.trunk.features, hidden)
-        self.fidelity_head = self._head(self.trunk.features, hidden)
+        self.trunk, self.finder = _Trunk(15, tuple(widths)), FinPercepRM("compact", 1)
+        self.finder.eval().requires_grad_(False)
+        features = self.trunk.features + self.finder.encoder.widths[-1]
+        self.quality_head, self.fidelity_head = (self._head(features, hidden) for _ in range(2))
+        self.from_score = nn.Parameter(torch.tensor([1.0, 0.5]))  # what the finder's score adds to quality and fidelity
 
     @staticmethod
     def _head(features: int, hidden: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.LayerNorm(features), nn.Identity(), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1)
-        )
+        return nn.Sequential(nn.LayerNorm(features), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.finder.eval()
+        return self
 
     def rate(self, lr_up: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] beside LR upsampled to their size: quality [B] in [1, 5], fidelity [B] in [0, 1]."""
         seen = torch.cat([_detail(image), _detail(lr_up), 4 * (image - lr_up)], 1)
-        features = self.trunk(seen)
+        trunk = self.trunk(seen)
         with torch.autocast(seen.device.type, enabled=False):  # half precision would round away what samples differ by
-            quality, fidelity = (head(features).squeeze(1) for head in (self.quality_head, self.fidelity_head))
+            score, found = self.finder.look(image)
+            features = torch.cat([trunk, found], 1)
+            heads = (self.quality_head, self.fidelity_head)
+            quality, fidelity = (
+                head(features).squeeze(1) + share * score for head, share in zip(heads, self.from_score, strict=True)
+            )
         return 1 + 4 * torch.sigmoid(quality), torch.sigmoid(fidelity)
 
     def forward(self, lr: Tensor, sr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from srgym.rewards.audit.attack import attacked
 from srgym.rewards.audit.faults import faults_of
 from srgym.rewards.compass.compact import CompactCompass
 from srgym.rewards.compass.labels import calibrate, median_slope, min_max, outcomes_from_scores, win_rates
+from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.rewards.registry import make
 
 # The judges that label: quality on an absolute scale, and fidelity.
@@ -115,8 +116,8 @@ def _family_loss(predicted: Tensor, targets: Tensor) -> Tensor:
     return 1 - (_standard(predicted) * _standard(targets).mean(0)).mean()
 
 
-def _group_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
-    """Absolute errors, the order inside the group, and the order inside each policy's samples."""
+def _group_loss(quality: Tensor, fidelity: Tensor, group: Group, family: float) -> Tensor:
+    """Absolute errors, the order inside the group, and `family` times that inside each policy's samples."""
     absolute = F.smooth_l1_loss(quality, group.quality, beta=0.25)
     absolute = absolute + 8 * F.smooth_l1_loss(fidelity, group.fidelity, beta=0.05)
     families = [
@@ -125,7 +126,7 @@ def _group_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
     ]
     inside = torch.stack(families).mean() if families else quality.new_zeros(())
     ordered = _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
-    return absolute + ordered + inside
+    return absolute + ordered + family * inside
 
 
 def _order_loss(quality: Tensor, fidelity: Tensor, better: Tensor, worse: Tensor) -> Tensor:
@@ -162,7 +163,14 @@ def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: tor
 
 
 def _loss(
-    model: CompactCompass, group: Group, generator: torch.Generator, *, faults: int, order: float, flatter: float
+    model: CompactCompass,
+    group: Group,
+    generator: torch.Generator,
+    *,
+    faults: int,
+    order: float,
+    family: float,
+    flatter: float,
 ) -> Tensor:
     """A step's loss on a group: against its labels, and the truth against all else and against more faults."""
     images, known = group.images, len(group.images)
@@ -171,7 +179,7 @@ def _loss(
     if flatter:
         images = _flattered(model, group.lr, images, generator, flatter)
     quality, fidelity = _predict(model, group.lr, images)
-    loss = _group_loss(quality[:known], fidelity[:known], group) if group.labelled else quality.new_zeros(())
+    loss = _group_loss(quality[:known], fidelity[:known], group, family) if group.labelled else quality.new_zeros(())
     better, worse = _known_order(group.kinds, len(images))
     return loss + order * _order_loss(quality, fidelity, better, worse) if len(better) else loss
 
@@ -246,7 +254,9 @@ def train_scorer(
     groups_per_step: int = 2,
     faults: int = 12,
     order: float = 4.0,
+    family: float = 0.1,
     flatter: float = 0.0,
+    finder: FinPercepRM | None = None,
     seed: int = 0,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> CompactCompass:
@@ -256,13 +266,18 @@ def train_scorer(
         train: labelled groups, and unlabelled ones.
         faults: of a group's truth in a step, which the truth must be above.
         order: weight of the orders that are known without judges.
+        family: weight of the order inside of one policy's samples. There is next to nothing to learn of it without the
+            truth, and at 1 its noise drowns the rest.
         flatter: in every other step half of the images are climbed along the scorer's gradient by up to this, in units
             of their range, their labels staying: the score shall not be raised by what nobody sees.
+        finder: what the scorer looks with, compact and of stage 1; an untrained one when None.
         report: called with the loss and the validation correlations five times over the run.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = CompactCompass().train()
+    if finder is not None:
+        model.finder.load_state_dict(finder.state_dict())
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))  # type: ignore[no-untyped-call]
     averaged = cast(CompactCompass, average.module)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
@@ -276,7 +291,9 @@ def train_scorer(
             with torch.autocast("cpu", half, enabled=half is not None):
                 group = _vary(train[int(i)], generator)
                 climbed = flatter * (step % 2)
-                losses.append(_loss(model, group, generator, faults=faults, order=order, flatter=climbed))
+                losses.append(
+                    _loss(model, group, generator, faults=faults, order=order, family=family, flatter=climbed)
+                )
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,8 @@ from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
 from srgym.rewards.base import Incompatible
 from srgym.rewards.compass.train import Group, correlations, label, train_scorer, unlabelled
+from srgym.rewards.finpercep.model import load as load_finder
+from srgym.rewards.finpercep.reward import SHIPPED
 from srgym.runners.run.build import build_task
 from srgym.settings import Count, Natural, check_arguments
 
@@ -92,11 +95,17 @@ def makers(policy: CompactPolicy, strengths: Sequence[float], learnt: Sequence[s
 
 
 def make_groups(
-    tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, seed: int, *, labelled: bool = True
+    tasks: Sequence[SRTask],
+    policies: Mapping[str, FlowPolicy],
+    n: int,
+    seed: int,
+    *,
+    samples: int = 3,
+    labelled: bool = True,
 ) -> list[Group]:
-    """n groups, contexts taken in turn from the tasks (degradations).
+    """n groups, contexts taken in turn from the tasks (degradations), with so many samples of each policy.
 
-    Those without labels have two samples of each policy and no faults.
+    Those without labels have two and no faults.
 
     Raises:
         Incompatible: for contexts without ground truth, which the labels come from.
@@ -110,7 +119,7 @@ def make_groups(
                 "the compact COMPASS scorer is labelled by ground truth, and these contexts have no 'hr'"
             )
         steps = (6, 4, 6, 12)[i // len(tasks) % 4]
-        fewer: dict[str, Any] = {} if labelled else {"repeats": 2, "faults": (0, 0, 0)}
+        fewer: dict[str, Any] = {"repeats": samples} if labelled else {"repeats": 2, "faults": (0, 0, 0)}
         made = candidates(context.lr, context.hr, policies, steps, seed + i, **fewer)
         contexts.append((context.lr, context.hr, made))
     return label(contexts) if labelled else unlabelled(contexts)
@@ -122,17 +131,20 @@ class ScorerSettings:
 
     Attributes:
         groups, validation_groups: labelled contexts, of the training and of the validation split.
+        samples: of each policy in a labelled group.
         unlabelled: further contexts of the training split, whose truth must be above all else that is made of them.
         presets: the degradations that contexts are taken from in turn.
         shaken: strengths of the random LoRAs whose policies add candidates.
         learnt: folders of policies that learnt from an earlier scorer: what reinforcement learning makes of one belongs
             among what the next is shown.
         steps: optimiser steps, each on `groups_per_step` groups; lr: the highest learning rate.
-        faults, order, flatter: as of `srgym.rewards.compass.train.train_scorer`.
+        finder: folder of the FinPercep-RM that the scorer looks with; None: the one that ships.
+        faults, order, family, flatter: as of `srgym.rewards.compass.train.train_scorer`.
     """
 
     groups: Count = 300
     validation_groups: Count = 48
+    samples: Annotated[int, Ge(2)] = 3
     unlabelled: Natural = 0
     presets: Sequence[str] = ("mild", "mixture")
     shaken: Sequence[float] = (0.03, 0.08)
@@ -140,8 +152,10 @@ class ScorerSettings:
     steps: Count = 2500
     groups_per_step: Count = 2
     lr: float = 2e-3
+    finder: str | None = None
     faults: Count = 12
     order: float = 4.0
+    family: float = 0.1
     flatter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -171,14 +185,16 @@ def build_scorer(
     policies = makers(policy, settings.shaken, settings.learnt)
 
     def groups(n: int, seed: int, labelled: bool = True, **changes: Any) -> list[Group]:
-        return make_groups(tasks_under(env, settings.presets, **changes), policies, n, seed, labelled=labelled)
+        tasks = tasks_under(env, settings.presets, **changes)
+        return make_groups(tasks, policies, n, seed, samples=settings.samples, labelled=labelled)
 
     train = groups(settings.groups, seed) + groups(settings.unlabelled, seed + 2 * 10**6, labelled=False)
     validation = groups(settings.validation_groups, seed + 10**6, split="validation")
     print(f"scorer: {len(train)} groups of {len(train[0].images)} in {time.monotonic() - started:.0f} s", flush=True)
     model = train_scorer(
         train, validation, steps=settings.steps, groups_per_step=settings.groups_per_step, lr=settings.lr, seed=seed,
-        faults=settings.faults, order=settings.order, flatter=settings.flatter,
+        faults=settings.faults, order=settings.order, family=settings.family, flatter=settings.flatter,
+        finder=load_finder(settings.finder or SHIPPED),
         report=lambda row: print("scorer: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True),
     )  # fmt: skip
     ranks = correlations(model, validation)
