@@ -146,4 +146,5 @@ def load(weights: str | Path | None = None) -> CompactCompass:
     model = CompactCompass(tuple(shape["widths"]), shape["hidden"])
     check_shapes(path, stored, model.state_dict())
     model.load_state_dict(stored)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half again as fast on a CPU
     return model.eval().requires_grad_(False)
