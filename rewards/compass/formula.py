@@ -75,8 +75,8 @@ def group_median(value: Tensor, valid: Tensor, group: Tensor) -> Tensor:
     differentiable=True,  # with the compact scorer; an instance says of itself
     range=(-0.452, 5.0),
     weights="the compact scorer ships with the package, and fails 13 of its audit's 27 lines (mild blur, ringing, "
-    "shift, ranks under faint noise, its gradient, all judges after REFL on it); an MLLM is served by `srgym serve compass "
-    "--model PATH`",
+    "shift, ranks under faint noise, its gradient, all judges after REFL on it); an MLLM is served by `srgym serve "
+    "compass --model PATH`",
     purpose="perceptual",
 )
 class Compass:
