@@ -25,6 +25,7 @@ _TOTALS = ("score", "global_map")
     weights="a compact model ships with the package, and fails 8 of its audit's 26 lines (mild blur, ringing, ranks "
     "under faint noise, its gradient); or a folder of your own",
     purpose="perceptual",
+    kin=("compass",),  # whose compact scorer looks with it
 )
 class FinPercep:
     """FinPercep-RM: a perceptual score steered by a map of the image's faults.

@@ -59,7 +59,9 @@ class Checkpoints:
         def write(draft: Path) -> None:
             for stem, named in tensors.items():
                 # Clones: some tensors share their memory, which safetensors doesn't write.
-                write_tensors(draft / f"{stem}.safetensors", {name: t.detach().clone() for name, t in named.items()})
+                write_tensors(
+                    draft / f"{stem}.safetensors", {name: t.detach().cpu().clone() for name, t in named.items()}
+                )
             write_json(draft / "values.json", values)
 
         written = write_folder(self.folder_of(number), write)

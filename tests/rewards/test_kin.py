@@ -18,6 +18,7 @@ from srgym.rewards.registry import REWARDS, register_reward
         ("ssimulacra2", ["compass"], False),  # it labels quality
         ("structure_texture", ["compass"], False),  # it labels fidelity
         ("compass", ["ssimulacra2"], False),  # as true the other way round
+        ("finpercep", ["compass"], False),  # the compact scorer looks with it
         ("structure_texture", ["ssimulacra2"], False),  # both label COMPASS
         ("lite0_statistics", ["lite0_features"], False),  # one network
         ("topiq_nr", ["musiq"], False),  # one data set of opinions
