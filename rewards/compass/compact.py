@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
+from srgym.rewards.finpercep.encoders import start_for_silu
 from srgym.rewards.finpercep.model import FinPercepRM
 from srgym.sealed import check_shapes, read_object, read_tensors, seal, verify_if_sealed, write_tensors
 
 __all__ = ["CompactCompass", "load"]
 
 _LARGEST = 1024
-_SILU_GAIN = 1.68  # 1 / sqrt(E[SiLU(z)^2]), z standard normal
 _WEIGHTS = Path(__file__).parents[1] / "weights" / "compass_compact"
 
 
@@ -52,8 +52,8 @@ class _Trunk(nn.Module):
             channels = width
         self.stages = nn.ModuleList(stages)
         for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):  # keeps the size of what passes; at torch's own scale a picture is lost
-                nn.init.normal_(layer.weight, 0.0, _SILU_GAIN / (9 * layer.in_channels) ** 0.5)
+            if isinstance(layer, nn.Conv2d):
+                start_for_silu(layer)
         self.features = 2 * sum(widths)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
 
-__all__ = ["ENCODERS", "CompactEncoder", "Encoder", "RN50Encoder", "load_clip_rn50"]
+__all__ = ["ENCODERS", "CompactEncoder", "Encoder", "RN50Encoder", "load_clip_rn50", "start_for_silu"]
 
 
 class Encoder(nn.Module):
@@ -61,12 +61,18 @@ _SILU_GAIN = 1.68  # 1 / sqrt(E[SiLU(z)^2]), z standard normal
 _FAINT = 0.05  # of the variance
 
 
+def start_for_silu(layer: nn.Conv2d) -> None:
+    """Weights of a 3 x 3 convolution that keep the size of what passes through it and SiLU.
+
+    At torch's own initial scale a picture is lost within eight layers: every score would be the same to 1e-7.
+    """
+    nn.init.normal_(layer.weight, 0.0, _SILU_GAIN / (9 * layer.in_channels) ** 0.5)
+
+
 def _convolutions(into: int, out: int, stride: int) -> nn.Sequential:
     layers = [nn.Conv2d(into, out, 3, stride=stride, padding=1), nn.Conv2d(out, out, 3, padding=1)]
     for layer in layers:
-        # Keeps the size of what passes through SiLU. At torch's own initial scale a picture is lost within these eight
-        # layers: every score would be the same to 1e-7.
-        nn.init.normal_(layer.weight, 0.0, _SILU_GAIN / (9 * layer.in_channels) ** 0.5)
+        start_for_silu(layer)
     return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU())
 
 

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import queue
-import ssl
 import threading
 import time
 from collections import Counter
@@ -144,7 +143,6 @@ class Client:
         self.retries, self.backoff, self.structured = retries, backoff, structured
         self.patience, self._silent = patience, 0
         library()
-        self._tls = ssl.create_default_context() if any(r.url.startswith("https") for r in self._replicas) else False
         self._lock = threading.Lock()
         self.stats: Counter[str] = Counter()
 
@@ -206,7 +204,7 @@ class Client:
 
     async def _run(self, batch: "_Batch", read: Callable[[Reply], T]) -> None:
         try:
-            async with session(self.limit, self._tls) as http:
+            async with session(self.limit, [replica.url for replica in self._replicas]) as http:
                 try:
                     await self._collect(http, batch, read)
                 finally:

@@ -10,7 +10,8 @@ import importlib
 import os
 import ssl
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from srgym.errors import Refusal
@@ -34,12 +35,18 @@ def library() -> Any:
     raise Refusal("asking a served model needs httpx: pip install httpx")
 
 
-def session(limit: int, tls: ssl.SSLContext | bool) -> Any:
-    """An asynchronous client of at most `limit` connections."""
+def session(limit: int, urls: Sequence[str]) -> Any:
+    """An asynchronous client for servers at these addresses, of at most `limit` connections."""
     http = library()
+    tls = _certificates() if any(url.startswith("https") for url in urls) else False
     limits = http.Limits(max_connections=limit, max_keepalive_connections=limit)
     # Time is kept by `exchange`; proxies of the environment would carry images to hosts that nobody named.
     return http.AsyncClient(timeout=None, limits=limits, verify=tls, trust_env=False, follow_redirects=False)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 async def exchange(
@@ -101,7 +108,7 @@ def status_of(url: str, seconds: float) -> int:
     """
 
     async def ask() -> int:
-        async with session(1, ssl.create_default_context() if url.startswith("https") else False) as http:
+        async with session(1, [url]) as http:
             status, _ = await exchange(http, "GET", url, token=None, seconds=seconds, largest=1 << 16)
             return status
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +60,7 @@ def answering(urls: Sequence[str], model: str, token: str | None, seconds: float
 
 
 async def _troubles(urls: Sequence[str], model: str, token: str | None, seconds: float) -> dict[str, str | None]:
-    tls = ssl.create_default_context() if any(url.startswith("https") for url in urls) else False
-    async with session(len(urls), tls) as http:
+    async with session(len(urls), urls) as http:
         found = await asyncio.gather(*(_trouble(http, url, model, token, seconds) for url in urls))
     return dict(zip(urls, found, strict=True))
 
