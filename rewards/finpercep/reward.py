@@ -22,7 +22,7 @@ _TOTALS = ("score", "global_map")
     "finpercep",
     differentiable=True,
     range=(0.0, 1.0),
-    weights="a compact model ships with the package, and fails 8 of its audit's 26 lines (mild blur, ringing, ranks "
+    weights="a compact model ships with the package, and fails 8 of its audit's 25 lines (mild blur, ringing, ranks "
     "under faint noise, its gradient); or a folder of your own",
     purpose="perceptual",
     kin=("compass",),  # whose compact scorer looks with it
