@@ -20,7 +20,7 @@ from srgym.agents.flow_grpo import ADVANTAGE_CLIP, grpo_loss
 from srgym.agents.forward import ForwardAgent
 from srgym.agents.groups import Combine, GroupFilter
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
 
 __all__ = ["AWM", "WEIGHTINGS", "awm_loss"]

@@ -4,7 +4,7 @@ import contextlib
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from srgym.agents.ema import WeightAverage, evaluation_decay
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.base import Policy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
@@ -26,6 +27,8 @@ class Need(enum.Enum):
     REWARD_GRADIENT = "a differentiable reward"
     HR = "ground truth"
     PREFERENCES = "a preference dataset"
+    DOCUMENTS = "descriptions of images and of their degradations"
+    CREDIT = "what each token of a document earned"
 
 
 class Agent(ABC):
@@ -56,14 +59,17 @@ class Agent(ABC):
 
     name: ClassVar[str]
     needs: frozenset[Need] = frozenset()
-    sampling: Sampling | None = None
+    trains: ClassVar[Any] = FlowPolicy
+    """What kind of policy it can train."""
+    sampling: Any = None
+    """How it collects, as the policy's `sample` takes it; None: it doesn't, and samples for itself where it must."""
     sampler: str = "default"
     encodes: bool = False
     """Whether `loss` encodes the contexts itself, with gradient, so that rows need no `cond`."""
 
     def __init__(
         self,
-        policy: FlowPolicy,
+        policy: Policy,
         reward: Reward | None = None,
         *,
         group_size: int = 1,
@@ -71,6 +77,12 @@ class Agent(ABC):
         ema: float = 0.9,
         provides: Collection[str] | None = None,
     ) -> None:
+        if not isinstance(policy, self.trains):
+            flows = isinstance(policy, FlowPolicy)
+            raise Incompatible(
+                f"{type(self).__name__} trains {_KINDS[not flows]}, and '{getattr(policy, 'name', policy)}' is one of "
+                f"{_KINDS[flows]}: take {_OTHERS[not flows]}"
+            )
         if Need.GROUPS in self.needs and group_size < 2:
             raise Incompatible(
                 f"{type(self).__name__} compares the samples of one context and can't work with groups of "
@@ -92,7 +104,7 @@ class Agent(ABC):
         """Refuse a source of contexts that lacks what the agent needs.
 
         Args:
-            provides: the names of what it provides, of {"lr", "hr", "prompt", "degradation", "preference"}.
+            provides: the names of what it provides, of {"lr", "hr", "prompt", "degradation", "preference", "texts"}.
 
         Raises:
             Incompatible: naming the agent and what is missing.
@@ -108,6 +120,12 @@ class Agent(ABC):
                 f"{type(self).__name__} with pairs='offline' needs a preference dataset ('preference'), and the "
                 f"contexts provide {_listed(provides)}: train on srgym.envs.preferences:Preferences, or take "
                 "pairs='best_worst'"
+            )
+        if {Need.DOCUMENTS, Need.CREDIT} & self.needs and not {"texts", "hr"} <= set(provides):
+            raise Incompatible(
+                f"{type(self).__name__} learns from true documents ('hr', 'texts'), and the contexts provide "
+                f"{_listed(provides)}: set env.descriptions=statistics, or a file of them, on contexts whose "
+                "degradation is known (photographs, hr_folder)"
             )
         missing = set() if self.reward is None else self.reward.missing(provides) & {"lr", "hr"}
         if self.reward is not None and missing:
@@ -190,23 +208,6 @@ class Agent(ABC):
 
     # For the agents
 
-    def _velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        """The learner's velocity [B, ...], in float32 at least: losses of differences don't survive half precision."""
-        v = self.policy.velocity(x, t, cond)
-        return v if v.dtype == torch.float64 else v.float()
-
-    @torch.no_grad()
-    def _velocity_of(self, adapter: str | None, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        """Another adapter's velocity (None: the base's), without a graph."""
-        with self.policy.adapter(adapter):
-            return self._velocity(x, t, cond)
-
-    def _old_velocity(self, v: Tensor, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        """The sampler's velocity; the learner's `v` where the two are the same bit for bit, for no second forward."""
-        if self.policy.same_adapters("default", "old"):
-            return v.detach()
-        return self._velocity_of("old", x, t, cond)
-
     def _require_adapters(self, what: str) -> None:
         if not self.policy.has_adapters:
             raise Incompatible(
@@ -214,6 +215,18 @@ class Agent(ABC):
                 "adapters to keep the two apart: call policy.add_adapters() first (lora in a config), or train all its "
                 "weights by ColdStart or REFL"
             )
+
+
+# What would go together, for agents of tokens and for agents of flows.
+_OTHERS = (
+    "a policy that writes tokens (compact_vlcot, lumina_vlcot), or an agent for flows (DiffusionNFT, FlowGRPO, DPO, "
+    "REFL, ColdStart)",
+    "a flow policy (compact, qwen_image_edit, flux_kontext, sd3), or an agent for tokens (TokenGRPO, TokenColdStart, "
+    "DPO)",
+)
+
+
+_KINDS = ("policies that write tokens", "flow policies")
 
 
 def _listed(names: Collection[str]) -> str:

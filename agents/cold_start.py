@@ -12,10 +12,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.base import Agent, Need
+from srgym.agents.base import Need
+from srgym.agents.flow import FlowAgent
 from srgym.agents.timesteps import DENSITIES, corrupt, draw_times
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
@@ -23,7 +24,7 @@ from srgym.rewards.base import Incompatible, Reward
 __all__ = ["ColdStart"]
 
 
-class ColdStart(Agent):
+class ColdStart(FlowAgent):
     """Supervised fine-tuning by flow matching; trains the LoRA of a policy with adapters, all weights of one without.
 
     A policy may define `auxiliary_loss(image [N, 3, H, W], cond) -> TensorDict of loss_*`, losses of its own encoder

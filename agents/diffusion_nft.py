@@ -23,7 +23,7 @@ from torch import Tensor
 from srgym.agents.forward import ForwardAgent
 from srgym.agents.groups import Combine, GroupFilter, optimality
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
 
 __all__ = ["FORMS", "DiffusionNFT", "nft_loss"]

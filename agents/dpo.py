@@ -4,25 +4,30 @@
 
 winner and loser noised by the same eps to the same t. Pairs of a group: the best and the worst sample, or the top N
 against the bottom N with the weights of DP2O-SR (arXiv 2510.18851).
+
+Of a policy that writes, e is minus a document's log-probability, summed over its tokens: DPO as it was for language
+(Rafailov et al. 2023, arXiv 2305.18290), whose beta is half of this one.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from srgym.agents.base import Agent, Need
+from srgym.agents.base import Need
+from srgym.agents.flow import FlowAgent
 from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, draw_times
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.flow import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.tokens import AutoregressivePolicy, TokenSampling
 from srgym.policies.workload import Workload
-from srgym.rewards.base import Reward
+from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["DPO", "Pairs", "dpo_loss", "dpo_margin", "pair_up"]
 
@@ -110,19 +115,19 @@ def pair_up(
     return Pairs(torch.cat(win), torch.cat(lose), weights, skipped)
 
 
-class DPO(Agent):
-    """Diffusion-DPO.
+class DPO(FlowAgent):
+    """Diffusion-DPO, and DPO of documents.
 
     Offline (`pairs="offline"`), `prepare` takes a TensorDict [N] with `cond`, `seed` and the preferred and the other
     image as `win` and `lose`, [N, 3, H, W] in [0, 1] (or their latents as `win_x0` and `lose_x0`); no environment step
     is made.
 
     Args:
-        policy: with adapters; the base is the reference.
+        policy: with adapters; the base is the reference. One that writes has pairs of its own samples alone.
         reward: any, for pairs of one's own samples; not used offline.
         group_size: K; 1 offline unless given.
-        steps, solver: of the collecting rollout.
-        beta: published code ranges from 100 to 5000.
+        steps, solver: of a flow policy's rollout. temperature: of one that writes.
+        beta: published code of flows ranges from 100 to 5000; None: 2000, and 0.2 of documents.
         pairs: "best_worst", "top_n" or "offline".
         top: N of "top_n".
         min_gap: a pair whose scores are closer is skipped, and counted.
@@ -135,16 +140,18 @@ class DPO(Agent):
     """
 
     name = "dpo"
+    trains: ClassVar[Any] = (FlowPolicy, AutoregressivePolicy)
 
     def __init__(
         self,
-        policy: FlowPolicy,
+        policy: FlowPolicy | AutoregressivePolicy,
         reward: Reward | None = None,
         *,
         group_size: int | None = None,
         steps: int = 6,
         solver: str = "dpm2m",
-        beta: float = 2000.0,
+        temperature: float = 1.0,
+        beta: float | None = None,
         pairs: str = "best_worst",
         top: int = 2,
         min_gap: float = 0.0,
@@ -166,12 +173,21 @@ class DPO(Agent):
             policy, None if offline else reward, group_size=size, epochs=epochs, ema=ema, provides=provides
         )
         self._require_adapters("the base")
+        self._writer = policy if isinstance(policy, AutoregressivePolicy) else None
+        if self._writer is not None and offline:
+            raise Incompatible(
+                f"pairs='offline' are pairs of images, and '{policy.name}' learns from whole documents: take "
+                "pairs='best_worst' or 'top_n', or a flow policy"
+            )
+        if beta is None:
+            beta = 2000.0 if self._writer is None else 0.2
         if not (beta > 0 and top >= 1 and min_gap >= 0 and draws >= 1):
             raise Refusal(
                 "expected beta above 0, top and draws of at least 1 and min_gap of at least 0, got "
                 f"{beta}, {top}, {draws} and {min_gap}"
             )
-        self.sampling = None if offline else Sampling(steps=steps, solver=solver)
+        sampling = Sampling(steps=steps, solver=solver) if self._writer is None else TokenSampling(temperature)
+        self.sampling = None if offline else sampling
         self.beta, self.pairs, self.top, self.min_gap, self.draws = beta, pairs, top, min_gap, draws
         self.stop_accuracy, self.stop_margin = stop_accuracy, stop_margin
         kept = from_config(GroupFilter, filter)
@@ -193,8 +209,11 @@ class DPO(Agent):
             pairs = pair_up(groups.score, groups.keep, self.group_size, top=top, min_gap=self.min_gap)
             pairs = pairs.within(groups.own, self.group_size)
             self.stats = groups.stats | {"pairs": float(len(pairs.win)), "pairs_skipped": float(pairs.skipped.sum())}
-            x0, seeds = rollout["x0"], rollout["seed"]
-            context, other, weight = (column.to(x0.device) for column in (pairs.win, pairs.lose, pairs.weight))
+            seeds = rollout["seed"]
+            context, other, weight = (column.to(seeds.device) for column in (pairs.win, pairs.lose, pairs.weight))
+            if self._writer is not None:
+                return make_rows(rollout.select("tokens", "place", "cond"), context, lose=other, weight=weight)
+            x0 = rollout["x0"]
             win, lose = x0[context], x0[other]
             seed = derive_seeds(0, 0, seeds[context], seeds[other], stream="pairs")
         again, draw = self.draws, torch.arange(self.draws, device=context.device)
@@ -221,16 +240,8 @@ class DPO(Agent):
         return self.policy.to_latent(rollout[side], rollout["cond"])
 
     def loss(self, batch: TensorDict) -> TensorDict:
-        samples, sample = shared(batch)
-        x0 = torch.cat([batch["win"], batch["lose"]])
-        seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream="dpo")
-        noise = Noise(seeds, x0.device)
-        t, eps = draw_times(noise, "logit_normal"), noise.normal(x0.shape[1:], x0.dtype)
-        t, eps = torch.cat([t, t]), torch.cat([eps, eps])
-        cond = samples["cond"][sample.repeat(2)]
-        x_t, v = corrupt(x0, eps, t), eps - x0
-        ref_win, ref_lose = _error(self._velocity_of(None, x_t, t, cond), v).chunk(2)
-        err_win, err_lose = _error(self._velocity(x_t, t, cond), v).chunk(2)
+        errors = self._flow_errors(batch) if self._writer is None else self._document_errors(self._writer, batch)
+        (err_win, err_lose), (ref_win, ref_lose) = (each.chunk(2) for each in errors)
         each = dpo_loss(err_win, ref_win, err_lose, ref_lose, beta=self.beta)
         margin = dpo_margin(err_win, ref_win, err_lose, ref_lose, beta=self.beta).detach()
         return TensorDict(
@@ -240,6 +251,28 @@ class DPO(Agent):
                 "accuracy": (margin > 0).to(margin.dtype).mean(),
             }
         )
+
+    def _document_errors(self, policy: AutoregressivePolicy, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """The learner's errors and the base's, winners before losers: [2 B] each."""
+        samples, sample = shared(batch)
+        both = torch.cat([sample, batch["lose"]])
+        document = (samples["tokens"][both], samples["place"][both], samples["cond"][both])
+        with torch.no_grad(), policy.adapter(None):
+            reference = -policy.log_prob(*document)[0].sum(1)
+        return -policy.log_prob(*document)[0].sum(1), reference
+
+    def _flow_errors(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """As `_document_errors`."""
+        samples, sample = shared(batch)
+        x0 = torch.cat([batch["win"], batch["lose"]])
+        seeds = derive_seeds(0, self.updates, batch["seed"], batch["draw"], stream="dpo")
+        noise = Noise(seeds, x0.device)
+        t, eps = draw_times(noise, "logit_normal"), noise.normal(x0.shape[1:], x0.dtype)
+        t, eps = torch.cat([t, t]), torch.cat([eps, eps])
+        cond = samples["cond"][sample.repeat(2)]
+        x_t, v = corrupt(x0, eps, t), eps - x0
+        reference = _error(self._velocity_of(None, x_t, t, cond), v)
+        return _error(self._velocity(x_t, t, cond), v), reference
 
     def observe(self, terms: Mapping[str, float]) -> None:
         now = {"accuracy": terms["accuracy"], "margin": terms["margin"], "weight": 1.0}
@@ -255,7 +288,7 @@ class DPO(Agent):
     def workload(self) -> Workload:
         rows = {"best_worst": 1, "top_n": min(self.top, self.group_size // 2) ** 2, "offline": self.group_size}
         times = 2 * rows[self.pairs] * self.draws / self.group_size  # a row is a winner and a loser
-        steps = 0 if self.sampling is None else self.sampling.steps
+        steps = 0 if self.sampling is None else getattr(self.sampling, "steps", 1)
         return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside={None: 1.0})
 
     def state(self) -> dict[str, Tensor | float | int]:

@@ -17,11 +17,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.base import Agent, Need
+from srgym.agents.base import Need
+from srgym.agents.flow import FlowAgent
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
 from srgym.agents.rows import make_rows, shared
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.flow import FlowPolicy, Sampling
 from srgym.policies.noise import derive_seeds
 from srgym.policies.solvers import SOLVERS, STOCHASTIC, Stochastic, Transition
 from srgym.policies.workload import Workload
@@ -49,7 +50,7 @@ def grpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
-class FlowGRPO(Agent):
+class FlowGRPO(FlowAgent):
     """Flow-GRPO.
 
     Args:
@@ -153,7 +154,7 @@ class FlowGRPO(Agent):
         self._first = True
 
     @property
-    def sampling(self) -> Sampling:  # type: ignore[override]
+    def sampling(self) -> Sampling:
         """The rollout of this iteration: its window moves when `fast`."""
         steps = self._plan.steps
         if not self.fast:

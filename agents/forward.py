@@ -7,13 +7,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.base import Agent, Need
+from srgym.agents.base import Need
 from srgym.agents.ema import old_decay
+from srgym.agents.flow import FlowAgent
 from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.flow import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.policies.solvers import DPM2M, SOLVERS, Euler
 from srgym.policies.workload import Workload
@@ -22,7 +23,7 @@ from srgym.rewards.base import Reward
 __all__ = ["ForwardAgent"]
 
 
-class ForwardAgent(Agent):
+class ForwardAgent(FlowAgent):
     """What such agents share: `old` collects, groups are compared, each sample is a row at each of some times.
 
     Args:

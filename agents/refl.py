@@ -14,9 +14,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from srgym.agents.base import Agent, Need
+from srgym.agents.base import Need
+from srgym.agents.flow import FlowAgent
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.noise import Noise
 from srgym.policies.solvers import euler_step
 from srgym.policies.workload import Workload
@@ -30,7 +31,7 @@ def refl_loss(reward: Tensor, ceiling: float | None = None) -> Tensor:
     return -reward if ceiling is None else torch.relu(ceiling - reward)
 
 
-class REFL(Agent):
+class REFL(FlowAgent):
     """Direct reward fine-tuning.
 
     Args:

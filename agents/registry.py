@@ -6,7 +6,7 @@ from srgym.registry import Registry, Spec, class_of
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
-    from srgym.policies.base import FlowPolicy
+    from srgym.policies.base import Policy
     from srgym.rewards.base import Reward
 
 __all__ = ["AGENTS", "agent_class", "available", "make"]
@@ -18,11 +18,14 @@ AGENTS: "Registry[type[Agent]]" = Registry(
     "srgym.agents",
     {
         "awm": "srgym.agents.awm:AWM",
+        "codec": "srgym.agents.codec:Codec",
         "cold_start": "srgym.agents.cold_start:ColdStart",
         "diffusion_nft": "srgym.agents.diffusion_nft:DiffusionNFT",
         "dpo": "srgym.agents.dpo:DPO",
         "flow_grpo": "srgym.agents.flow_grpo:FlowGRPO",
         "refl": "srgym.agents.refl:REFL",
+        "token_cold_start": "srgym.agents.token_cold_start:TokenColdStart",
+        "token_grpo": "srgym.agents.token_grpo:TokenGRPO",
     },
     aliases={"nft": "diffusion_nft"},
     supplied=("policy", "reward", "provides"),
@@ -32,7 +35,7 @@ available = AGENTS.names
 agent_class = AGENTS.find
 
 
-def make(name: Spec, policy: "FlowPolicy", reward: "Reward | None" = None, **hyperparameters: Any) -> "Agent":
+def make(name: Spec, policy: "Policy", reward: "Reward | None" = None, **hyperparameters: Any) -> "Agent":
     """An agent by its name (see `available`), `module:Class` or `{"name": ..., **hyperparameters}`.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from srgym.envs.descriptions import Descriptions, make_descriptions
 from srgym.envs.sources import Sample, Source
 from srgym.envs.sources import listing as sources
 from srgym.errors import Refusal
@@ -30,6 +31,7 @@ class Context:
         prompt: a text for each, or None where the task uses none.
         degradation: how each LR was made, or None where it isn't known.
         tags: each image's main objects, or None.
+        texts: each document's texts, by `srgym.document.TEXTS`, or None.
         scale: how many times larger HR is.
     """
 
@@ -41,6 +43,7 @@ class Context:
     degradation: list[dict[str, Any]] | None
     scale: int
     tags: list[tuple[str, ...]] | None = None
+    texts: list[dict[str, str]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,11 +56,14 @@ class SRTask:
         source: where contexts come from.
         reward: what scores them; None: `score` is told each time.
         prompts: True: contexts carry the source's own prompts; a text: all carry this one; False: they carry none.
+        descriptions: what is said of the images, and so their `tags` and `texts`: "statistics", a file of JSON lines,
+            or a `Descriptions` (see `srgym.envs.descriptions`); None: the source's own tags, and no texts.
         policy_gives: what the policy will hand to `score` beside its images ("text", "intermediate"), which a reward
-            may need too: `FlowPolicy.gives`.
+            may need too: `Policy.gives`.
 
     Raises:
-        Incompatible: when the reward needs what neither gives, or prompts are wanted of a source that has none.
+        Incompatible: when the reward needs what neither gives, or prompts or descriptions are wanted of a source that
+            can't have them.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class SRTask:
         reward: Reward | None = None,
         *,
         prompts: bool | str = False,
+        descriptions: Descriptions | str | None = None,
         policy_gives: Collection[str] = (),
     ) -> None:
         if prompts is True and "prompt" not in source.provides:
@@ -75,6 +82,15 @@ class SRTask:
             )
         self.source, self.scale, self.prompts = source, source.scale, prompts
         self.provides = (source.provides - {"prompt"}) | ({"prompt"} if prompts else set()) | set(policy_gives)
+        self._descriptions = descriptions if isinstance(descriptions, Descriptions) else make_descriptions(descriptions)
+        if self._descriptions is not None:
+            missing = self._descriptions.needs - source.provides
+            if missing:
+                raise Incompatible(
+                    f"descriptions={descriptions} needs {_listed(missing)}, and the source '{source.name}' gives "
+                    f"{_listed(source.provides)}: take a source with ground truth, or a file of descriptions"
+                )
+            self.provides |= {"tags"} | ({"texts"} if "degradation" in source.provides else set())
         self._reward = reward
         if reward is not None:
             missing = reward.missing(self.provides)
@@ -123,8 +139,14 @@ class SRTask:
             prompt=prompt,
             degradation=_all([sample.degradation for sample in samples]),
             scale=self.scale,
-            tags=_all([sample.tags for sample in samples]),
+            **self._described(samples),
         )
+
+    def _described(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if self._descriptions is None:
+            return {"tags": _all([sample.tags for sample in samples])}
+        tags = [self._descriptions(sample).tags for sample in samples]
+        return {"tags": tags, "texts": _all([self._descriptions.texts(sample) for sample in samples])}
 
     def batches(self, indices: Iterable[int], size: int = 8) -> Iterator[Context]:
         """The contexts at `indices`, in batches of at most `size` neighbours that share their images' sizes."""

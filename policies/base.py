@@ -1,15 +1,11 @@
-"""The interface of every flow policy, and the rollout that is written once for all of them.
-
-x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t in [0, 1] from noise (1) to image (0).
-"""
+"""What every policy is to agents and runners: contexts in, samples out, adapters, and itself on disk."""
 
 import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -18,79 +14,35 @@ from torch import Tensor, nn
 from srgym.errors import Refusal
 from srgym.files import write_json
 from srgym.policies import adapters
-from srgym.policies.noise import Noise, derive_seeds
+from srgym.policies.noise import derive_seeds
 from srgym.policies.registry import POLICIES
-from srgym.policies.solvers import DPM2M, SOLVERS, STOCHASTIC, Euler, Memory, Stochastic
 from srgym.sealed import seal
 
-__all__ = ["FlowPolicy", "Sampling"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a rollout is drawn.
-
-    Attributes:
-        steps: the number T of solver steps.
-        solver: "euler" or "dpm2m" (deterministic); "sde", "cps" or "dance" (stochastic, with log-probabilities).
-        noise_level: the stochastic solvers' a (sde, cps) or eta (dance).
-        window: (start, length) of the steps that are stochastic, Euler elsewhere; None: all of them.
-        record: keep the trajectory (`latents`, `t`) and, under a stochastic solver, `log_prob`.
-        guidance: the classifier-free guidance scale, for policies that have one; 1 is off.
-        grad_last: how many of the last steps, and the decoding, carry a gradient (DRaFT-K).
-    """
-
-    steps: int = 6
-    solver: str = "euler"
-    noise_level: float = 0.0
-    window: tuple[int, int] | None = None
-    record: bool = False
-    guidance: float = 1.0
-    grad_last: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise Refusal(f"sampling needs at least 1 step, got {self.steps}")
-        if self.solver not in SOLVERS:
-            raise Refusal(f"unknown solver '{self.solver}': expected one of {', '.join(SOLVERS)}")
-        if (self.solver in STOCHASTIC) != (self.noise_level > 0):
-            raise Refusal(
-                f"a noise level above 0 belongs to the solvers {', '.join(STOCHASTIC)} and to no other: "
-                f"got solver '{self.solver}' with noise level {self.noise_level}"
-            )
-        if not 0 <= self.grad_last <= self.steps:
-            raise Refusal(f"grad_last is between 0 and the {self.steps} steps, got {self.grad_last}")
-
-    def solver_at(self, step: int) -> Euler | DPM2M | Stochastic:
-        """What takes step number `step` (from 0)."""
-        kind = SOLVERS[self.solver]
-        if not issubclass(kind, Stochastic):
-            return kind()
-        start, length = self.window if self.window is not None else (0, self.steps)
-        return kind(self.noise_level) if start <= step < start + length else Euler()
+__all__ = ["Policy", "repeat"]
 
 
 class Meter(Protocol):
     """Counts forwards."""
 
-    def count(self, policy: "FlowPolicy", x: Tensor, t: Tensor, cond: TensorDict) -> None:
-        """A velocity of these arguments was asked for."""
+    def count(self, policy: "Policy", rows: int, once: Callable[[], Any]) -> None:
+        """So many samples go through the network; `once` does what one of them costs."""
 
 
-def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`encode` or `velocity` under the policy's autocast and meter; what they call of themselves counts once."""
+def _entry(method: Callable[..., Any], counted: bool) -> Callable[..., Any]:
+    """A method under the policy's autocast and meter; what it calls of the policy's own entries counts once."""
 
     @functools.wraps(method)
-    def entered(self: "FlowPolicy", *arguments: Any) -> Any:
+    def entered(self: "Policy", *arguments: Any, **options: Any) -> Any:
         if self._inside:
-            return method(self, *arguments)
+            return method(self, *arguments, **options)
         self._inside = True
         try:
             half = self.autocast
             with contextlib.nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
-                if len(arguments) == 3 and self.meter is not None:
-                    self.meter.count(self, *arguments)
-                result = method(self, *arguments)
+                if counted and self.meter is not None:
+                    first = [value[:1] if isinstance(value, Tensor | TensorDict) else value for value in arguments]
+                    self.meter.count(self, len(arguments[0]), lambda: method(self, *first, **options))
+                result = method(self, *arguments, **options)
             return result.float() if half is not None and isinstance(result, Tensor) else result
         finally:
             self._inside = False
@@ -98,43 +50,45 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
     return entered
 
 
-class FlowPolicy(nn.Module, ABC):
-    """A flow-matching policy: encode a context once, integrate its velocity, decode an image.
+class Policy(nn.Module, ABC):
+    """Makes super-resolutions: encode a context once, draw samples of it under one of its adapters.
 
-    Subclasses write `encode`, `velocity`, `decode`, `to_latent`, `latent_shape`, `sigmas`, `core` and `lora_targets`.
+    `FlowPolicy` adds velocities, `AutoregressivePolicy` tokens and their likelihoods; a policy is one of the two.
 
     Attributes:
         scale: how many times larger than the LR image the SR image is.
         name: what `srgym.policies.make` knows it by.
         gives: what it makes beside images, as arguments of a reward ("text", "intermediate"); see `made`.
-        temperature: the standard deviation of the noise that samples begin from. Below 1 they vary less and keep nearer
-            to the mean (SRFlow, Lugmayr et al. 2020, samples at 0.8); what is trained on doesn't change.
-        autocast: the type that `encode` and `velocity` compute in; None: that of the weights.
-        meter: told of every velocity, with its arguments.
+        window: (h, w) of the only LR images that it takes, larger ones being cut into tiles; None: any.
+        entries: the methods through which the network is used, and whether a meter counts them.
+        autocast: the type that they compute in; None: that of the weights.
+        meter: told of every forward.
         sharded: whether the weights are split between processes, so that all must run the same forwards.
     """
 
     name: str
     scale: int
     gives: frozenset[str] = frozenset()
-    temperature: float = 1.0
+    window: tuple[int, int] | None = None
     autocast: torch.dtype | None = None
-    meter: "Meter | None" = None
+    meter: Meter | None = None
     lora_targets: tuple[str, ...]
     lora_exclude: tuple[str, ...] = ()
-    _inside = False
     sharded: bool = False
+    entries: ClassVar[Mapping[str, bool]] = {}
+    _inside = False
 
     def __init__(self) -> None:
         super().__init__()
         self.lora: adapters.LoraSettings | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Every `encode` and `velocity` is entered through `_entry`, whoever calls it."""
+        """Every one of the `entries` is entered through `_entry`, whoever calls it."""
         super().__init_subclass__(**options)
-        for name in ("encode", "velocity"):
-            if name in cls.__dict__:
-                setattr(cls, name, _entry(cls.__dict__[name]))
+        for name, counted in cls.entries.items():
+            method = cls.__dict__.get(name)
+            if method is not None and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, _entry(method, counted))
 
     def made(self, rolled: TensorDict) -> dict[str, Any]:
         """What a rollout [N] holds beside images, as arguments of `SRTask.score`: for each of `gives`, one a row."""
@@ -143,34 +97,68 @@ class FlowPolicy(nn.Module, ABC):
     @property
     @abstractmethod
     def core(self) -> nn.Module:
-        """The network whose velocity is trained, and that carries the adapters."""
+        """The network that is trained, and that carries the adapters."""
 
     @abstractmethod
     def encode(self, obs: Mapping[str, Any]) -> TensorDict:
-        """Everything `velocity` and `decode` need of a context: {"lr": [G, 3, h, w], "prompt": ...} to TensorDict [G].
+        """What the network needs of a context: {"lr": [G, 3, h, w], "prompt": ...} to TensorDict [G].
 
         Runs once a context and under no adapter, so the learner, the sampler and the reference share it.
         """
 
     @abstractmethod
-    def velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        """The predicted v = eps - x0 at x [N, ...] and t [N] in [0, 1], under the active adapter: [N, ...]."""
+    def sampling(self, steps: int = 6, solver: str = "euler", guidance: float = 1.0) -> Any:
+        """How samples are drawn that are looked at: what `sample` takes. Arguments that mean nothing to it are
+        passed over."""
 
     @abstractmethod
-    def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
-        """Latents [N, ...] to images [N, 3, H, W] in [0, 1], differentiably."""
+    def sample(self, cond: TensorDict, sampling: Any, seeds: Tensor) -> TensorDict:
+        """`rollout` from conditions [N] that are encoded and repeated already."""
 
-    @abstractmethod
-    def to_latent(self, image: Tensor, cond: TensorDict) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] (ground truth, or preferred ones) to latents [N, ...]."""
+    def rollout(self, obs: Mapping[str, Any], sampling: Any, seeds: Tensor) -> TensorDict:
+        """Draw K samples of each of G contexts.
 
-    @abstractmethod
-    def latent_shape(self, cond: TensorDict) -> tuple[int, ...]:
-        """The shape of one sample's latent."""
+        Args:
+            obs: {"lr": [G, 3, h, w] in [0, 1], optionally "prompt": G strings}.
+            sampling: how, as `sampling` or an agent says.
+            seeds: int64 [N], N = G K, the K samples of a context contiguous (see `derive_seeds`).
 
-    @abstractmethod
-    def sigmas(self, steps: int, cond: TensorDict) -> Tensor:
-        """The policy's schedule of times, float32 [steps + 1], falling from 1 to 0."""
+        Returns:
+            TensorDict [N] with `cond` (each context encoded once and repeated), `sr` [N, 3, H, W] in [0, 1], and what
+            the policy's `sample` has besides.
+
+        Raises:
+            ValueError: if the number of seeds isn't a multiple of the number of contexts.
+        """
+        groups = len(obs["lr"])
+        if groups == 0 or len(seeds) % groups:
+            raise Refusal(f"a rollout of {groups} contexts needs a multiple of {groups} seeds, got {len(seeds)}")
+        with torch.no_grad():
+            cond = repeat(self.encode(obs), len(seeds) // groups)
+        return self.sample(cond, sampling, seeds)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        lr: Tensor,
+        steps: int = 6,
+        seed: int = 0,
+        solver: str = "euler",
+        prompt: list[str] | None = None,
+        guidance: float = 1.0,
+        adapter: str | None = "ema",
+    ) -> Tensor:
+        """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each.
+
+        Args:
+            adapter: under which a policy with adapters runs: "ema" (the evaluation average), "default" (the learner),
+                another snapshot's name, or None for the base.
+        """
+        seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
+        obs = {"lr": lr.to(self.device), "prompt": prompt}
+        with self.adapter(adapter):
+            sr: Tensor = self.rollout(obs, self.sampling(steps, solver, guidance), seeds)["sr"]
+        return sr.to(lr.device)
 
     @property
     def device(self) -> torch.device:
@@ -257,107 +245,6 @@ class FlowPolicy(nn.Module, ABC):
         for name, delta in deltas.items():
             merged = own[name].float() + weight * delta.to(own[name].device).float()
             own[name].copy_(merged.to(own[name].dtype))
-
-    # Rollouts
-
-    def rollout(self, obs: Mapping[str, Any], sampling: Sampling, seeds: Tensor) -> TensorDict:
-        """Draw K samples of each of G contexts.
-
-        Args:
-            obs: {"lr": [G, 3, h, w] in [0, 1], optionally "prompt": G strings}.
-            sampling: the solver and its steps.
-            seeds: int64 [N], N = G K, the K samples of a context contiguous (see `derive_seeds`).
-
-        Returns:
-            TensorDict [N] with `cond` (each context encoded once and repeated), `x0`, `sr` [N, 3, H, W] in [0, 1] and,
-            when recorded, `latents` [N, T+1, ...], `t` [N, T+1] and (stochastic solvers) `log_prob` [N, T].
-
-        Raises:
-            ValueError: if the number of seeds isn't a multiple of the number of contexts.
-        """
-        groups = len(obs["lr"])
-        if groups == 0 or len(seeds) % groups:
-            raise Refusal(f"a rollout of {groups} contexts needs a multiple of {groups} seeds, got {len(seeds)}")
-        with torch.no_grad():
-            cond = repeat(self.encode(obs), len(seeds) // groups)
-        return self.sample(cond, sampling, seeds)
-
-    def sample(
-        self, cond: TensorDict, sampling: Sampling, seeds: Tensor, *, x: Tensor | None = None, start: int = 0
-    ) -> TensorDict:
-        """`rollout` from conditions that are encoded and repeated already.
-
-        Args:
-            cond: [N]. seeds: int64 [N].
-            x: the state [N, ...] to begin from; None: noise from the seeds.
-            start: the step that takes it on; what is recorded begins there.
-        """
-        noise = Noise(seeds, self.device)
-        x = self.initial_noise(noise, cond) if x is None else x
-        times = self.sigmas(sampling.steps, cond).to(self.device)
-        path, log_prob = [x], []
-        memory: Memory = None
-        grad = torch.is_grad_enabled()
-        for i in range(start, sampling.steps):
-            t, t_next = (u.expand(len(seeds)) for u in (times[i], times[i + 1]))
-            with torch.set_grad_enabled(grad and i >= sampling.steps - sampling.grad_last):
-                v = self._guided(x, t, cond, sampling.guidance).float()
-                solver = sampling.solver_at(i)
-                if isinstance(solver, Stochastic):
-                    x, score = solver.step(v, x, t, t_next, t_cap=times[1], noise=noise.normal(x.shape[1:]))
-                    log_prob.append(score)
-                else:
-                    x, memory = solver.step(v, x, t, t_next, memory)
-                    log_prob.append(torch.zeros(len(seeds), device=x.device))
-            if sampling.record:
-                path.append(x)
-        with torch.set_grad_enabled(grad and sampling.grad_last > 0):
-            sr = self.decode(x, cond)
-        rolled = TensorDict({"cond": cond, "x0": x, "sr": sr}, batch_size=[len(seeds)])
-        if sampling.record:
-            rolled["latents"] = torch.stack(path, 1)
-            rolled["t"] = times[start:].expand(len(seeds), -1).contiguous()
-            if sampling.solver in STOCHASTIC:
-                rolled["log_prob"] = torch.stack(log_prob, 1)
-        return rolled
-
-    def initial_noise(self, noise: Noise, cond: TensorDict) -> Tensor:
-        """What a sample begins from at t = 1: the first numbers of its noise, at the policy's temperature."""
-        return self.temperature * noise.normal(self.latent_shape(cond))
-
-    def _guided(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
-        return self.velocity(x, t, cond) if guidance == 1.0 else self.guided_velocity(x, t, cond, guidance)
-
-    def guided_velocity(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
-        """`velocity` under classifier-free guidance, for the policies that have one: two forwards.
-
-        Raises:
-            ValueError: for a policy that has none.
-        """
-        raise Refusal(f"policy '{self.name}' has no classifier-free guidance: expected guidance 1, got {guidance}")
-
-    @torch.no_grad()
-    def predict(
-        self,
-        lr: Tensor,
-        steps: int = 6,
-        seed: int = 0,
-        solver: str = "euler",
-        prompt: list[str] | None = None,
-        guidance: float = 1.0,
-        adapter: str | None = "ema",
-    ) -> Tensor:
-        """Super-resolve: LR [B, 3, h, w] in [0, 1] to SR [B, 3, H, W] in [0, 1], one sample of each.
-
-        Args:
-            adapter: under which a policy with adapters runs: "ema" (the evaluation average), "default" (the learner),
-                another snapshot's name, or None for the base.
-        """
-        seeds = derive_seeds(seed, 0, torch.arange(len(lr)), stream="predict")
-        obs = {"lr": lr.to(self.device), "prompt": prompt}
-        with self.adapter(adapter):
-            sr: Tensor = self.rollout(obs, Sampling(steps=steps, solver=solver, guidance=guidance), seeds)["sr"]
-        return sr.to(lr.device)
 
     # On disk
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srgym.errors import MissingFile, Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.sealed import check_shapes, read_tensors, write_tensors
 
-__all__ = ["CompactPolicy", "bicubic"]
+__all__ = ["CompactPolicy", "ResidualBlock", "bicubic", "fill"]
 
 FOLD = 4
 _LATENT = FOLD * FOLD + 2
@@ -49,7 +49,7 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
     return torch.stack([red, green, blue], 1)
 
 
-def _fill(conv: nn.Conv2d, bias: float) -> None:
+def fill(conv: nn.Conv2d, bias: float) -> None:
     """Start a convolution at a constant: the network then starts from what surrounds it."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
@@ -69,7 +69,7 @@ def _turn_back(image: Tensor, k: int, flip: bool) -> Tensor:
     return (image.flip(-1) if flip else image).rot90(-k, (-2, -1))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions around a residual; time enters as a scale and a shift of the channels."""
 
     def __init__(self, width: int, time: int | None = None) -> None:
@@ -77,7 +77,7 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.film = nn.Linear(time, 2 * width) if time is not None else None
-        _fill(self.second, 0.0)
+        fill(self.second, 0.0)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         hidden = self.first(F.silu(x))
@@ -94,11 +94,11 @@ class _Encoder(nn.Module):
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.enter = nn.Conv2d(3 * FOLD * FOLD, width, 3, padding=1)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.mean = nn.Conv2d(width, 3 * FOLD * FOLD, 3, padding=1)
         self.log_spread = nn.Conv2d(width, _LATENT, 3, padding=1)
-        _fill(self.mean, 0.0)
-        _fill(self.log_spread, -3.0)
+        fill(self.mean, 0.0)
+        fill(self.log_spread, -3.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.enter(x)
@@ -117,13 +117,13 @@ class _FlowNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(32, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.enter = nn.Conv2d(_LATENT, width, 3, padding=1)
         self.condition = nn.Conv2d(features, width, 1)
-        self.down = nn.ModuleList(_Block(width, time) for _ in range(2))
+        self.down = nn.ModuleList(ResidualBlock(width, time) for _ in range(2))
         self.shrink = nn.Conv2d(width, middle, 2, stride=2)
-        self.middle = nn.ModuleList(_Block(middle, time) for _ in range(2))
+        self.middle = nn.ModuleList(ResidualBlock(middle, time) for _ in range(2))
         self.grow = nn.Conv2d(middle, 4 * width, 1)
-        self.up = nn.ModuleList(_Block(width, time) for _ in range(2))
+        self.up = nn.ModuleList(ResidualBlock(width, time) for _ in range(2))
         self.leave = nn.Conv2d(width, _LATENT, 3, padding=1)
-        _fill(self.leave, 0.0)
+        fill(self.leave, 0.0)
 
     def forward(self, x: Tensor, t: Tensor, features: Tensor) -> Tensor:
         angle = t[:, None] * self.get_buffer("frequencies")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from srgym.errors import MissingFile, Refusal
 from srgym.policies import diffusers_common as common
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.sealed import read_object
 
 __all__ = ["DiffusersPolicy", "core_state", "open_pipeline", "write_core"]

@@ -18,9 +18,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from srgym.errors import Refusal
 from srgym.policies import adapters
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.diffusers_policy import DiffusersPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.registry import policy_class
 from srgym.policies.tracing import extended, traced
 from srgym.policies.workload import Workload
@@ -130,7 +132,7 @@ def _short(value: float) -> str:
 # The policy without storage
 
 
-def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | None = None) -> FlowPolicy:
+def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | None = None) -> Policy:
     """A policy on the meta device: of the models in the folder that `options` names, else of the published ones.
 
     Args:
@@ -143,7 +145,7 @@ def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | No
         if name in _MODELS:
             dtype = getattr(torch, str(options.get("dtype", "bfloat16")))
             kept |= {"compiled": False, "text_encoder": "keep", "vae_encoder": "keep"}
-            policy = policy_class(name)(pipe=_pipe(name, options).to(dtype), **kept)  # type: ignore[call-arg]
+            policy: Policy = policy_class(name)(pipe=_pipe(name, options).to(dtype), **kept)  # type: ignore[call-arg]
         else:
             kind = policy_class(name)
             policy = kind(**kept | ({"weights": None} if "weights" in signature(kind).parameters else {}))
@@ -253,6 +255,8 @@ def estimate(
         lora: rank, alpha and targets; None: all weights are trained.
     """
     policy = skeleton(name, options, lora)
+    if not isinstance(policy, FlowPolicy):
+        raise Refusal(f"expected a flow policy to predict, got '{name}'")
     text = _text_bytes(name, options)
     kept = options.get("text_encoder", "keep") == "keep"
     samples = batches.contexts * work.group_size

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srgym.errors import MissingFile, Refusal
 from srgym.policies import adapters
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.diffusers_policy import DiffusersPolicy, core_state, write_core
 from srgym.policies.registry import load, policy_folder
 from srgym.sealed import drafted, read_object, sort_header
@@ -48,13 +48,13 @@ class Card:
     licence: str = "other"
 
 
-def _over_diffusers(policy: FlowPolicy) -> DiffusersPolicy:
+def _over_diffusers(policy: Policy) -> DiffusersPolicy:
     if not isinstance(policy, DiffusersPolicy):
         raise Refusal(f"expected a policy over a diffusers pipeline, got '{policy.name}', which has no such format")
     return policy
 
 
-def _with_lora(policy: FlowPolicy, adapter: str) -> adapters.LoraSettings:
+def _with_lora(policy: Policy, adapter: str) -> adapters.LoraSettings:
     if policy.lora is None:
         raise Refusal(f"expected a policy with a LoRA, got a '{policy.name}' without")
     if adapter not in adapters.names(policy.core):
@@ -63,7 +63,7 @@ def _with_lora(policy: FlowPolicy, adapter: str) -> adapters.LoraSettings:
     return policy.lora
 
 
-def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: Card | None = None) -> Path:
+def export_lora(policy: Policy, folder: str | Path, *, adapter: str, card: Card | None = None) -> Path:
     """Write one adapter as the stock pipeline's `load_lora_weights` reads it, float32, with its rank and alpha.
 
     Args:
@@ -100,7 +100,7 @@ def export_lora(policy: FlowPolicy, folder: str | Path, *, adapter: str, card: C
 
 
 @torch.no_grad()
-def import_lora(policy: FlowPolicy, path: str | Path) -> None:
+def import_lora(policy: Policy, path: str | Path) -> None:
     """Read a LoRA file in diffusers' format into the policy's adapters `default`, `old` and `ema`.
 
     A file without metadata is read as diffusers reads it: alpha equal to the rank.
@@ -139,7 +139,7 @@ def import_lora(policy: FlowPolicy, path: str | Path) -> None:
         owner.sync("default", target)
 
 
-def export_merged(policy: FlowPolicy, folder: str | Path, *, adapter: str | None, card: Card | None = None) -> Path:
+def export_merged(policy: Policy, folder: str | Path, *, adapter: str | None, card: Card | None = None) -> Path:
     """Write the whole pipeline with an adapter merged into its transformer: a folder for `from_pretrained`.
 
     The sum is made in float32 and rounded once to the base's type; in bf16 it would cost up to 8e-3 a weight.

@@ -18,7 +18,7 @@ from torch import Tensor
 from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json
 from srgym.policies import adapters
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.registry import make, read_description
 from srgym.registry import named_by
 from srgym.sealed import drafted, read_object, read_tensors, seal, verify_if_sealed, write_tensors
@@ -291,7 +291,7 @@ def _probe(
 # In memory
 
 
-def merge_policies(into: Path, lora: Path, adapter: str = "ema", weight: float = 1.0) -> FlowPolicy:
+def merge_policies(into: Path, lora: Path, adapter: str = "ema", weight: float = 1.0) -> Policy:
     """A saved policy with the LoRA of another, learnt on the base, added to its weights.
 
     Args:

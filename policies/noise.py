@@ -68,9 +68,9 @@ class Noise:
         """Standard normal numbers [N, *shape]."""
         return self._stack([torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self._generators])
 
-    def uniform(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Numbers in [0, 1), one a sample: [N]."""
-        return self._stack([torch.rand((), generator=g, dtype=dtype) for g in self._generators])
+    def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        """Numbers in [0, 1): [N, *shape]."""
+        return self._stack([torch.rand(tuple(shape), generator=g, dtype=dtype) for g in self._generators])
 
     def integers(self, high: int) -> Tensor:
         """Integers in [0, high), one a sample: int64 [N]."""

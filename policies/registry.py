@@ -8,17 +8,18 @@ from srgym.registry import Registry, Spec, class_of, named_by
 from srgym.sealed import Damaged, read_object, verify_if_sealed
 
 if TYPE_CHECKING:
-    from srgym.policies.base import FlowPolicy
+    from srgym.policies.base import Policy
 
 __all__ = ["POLICIES", "available", "load", "make", "policy_class", "policy_folder", "read_description"]
 
-POLICIES: "Registry[type[FlowPolicy]]" = Registry(
+POLICIES: "Registry[type[Policy]]" = Registry(
     "policy",
-    "a subclass of srgym.policies.FlowPolicy",
-    class_of("srgym.policies.base:FlowPolicy"),
+    "a subclass of srgym.policies.Policy",
+    class_of("srgym.policies.base:Policy"),
     "srgym.policies",
     {
         "compact": "srgym.policies.compact:CompactPolicy",
+        "compact_vlcot": "srgym.policies.vlcot.compact:CompactVLCoT",
         "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
         "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
         "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
@@ -30,13 +31,13 @@ available = POLICIES.names
 policy_class = POLICIES.find
 
 
-def make(name: Spec, **options: Any) -> "FlowPolicy":
+def make(name: Spec, **options: Any) -> "Policy":
     """A policy by its name (see `available`), `module:Class` or `{"name": ..., **options}`.
 
     Raises:
         ValueError: for an unknown policy, or an option that it hasn't got, with the nearest right one.
     """
-    policy: FlowPolicy = POLICIES.make(name, **options)
+    policy: Policy = POLICIES.make(name, **options)
     return policy
 
 
@@ -53,8 +54,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return read_object(path, {"policy": str, "config": dict, "adapters": bool})
 
 
-def load(folder: str | Path, *, trust: bool = False) -> "FlowPolicy":
-    """Bring back a policy that `FlowPolicy.save` wrote, with its adapters.
+def load(folder: str | Path, *, trust: bool = False) -> "Policy":
+    """Bring back a policy that `Policy.save` wrote, with its adapters.
 
     Args:
         folder: the policy's, or that of a run, whose final policy is taken.

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.base import Policy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.noise import Noise, derive_seeds
 
 __all__ = ["tile_spans", "upscale", "upscale_bands"]
@@ -34,14 +35,21 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, min(start + tile, length)) for start in starts]
 
 
-def upscale(policy: FlowPolicy, lr: Tensor, **how: Any) -> Tensor:
+def _whole_spans(length: int, tile: int) -> list[tuple[int, int]]:
+    """Spans of `tile` each, of a side that is at least as long; neighbours share a quarter or more."""
+    step = tile - tile // 4
+    starts = [*range(0, length - tile, step), length - tile]
+    return [(start, start + tile) for start in starts]
+
+
+def upscale(policy: Policy, lr: Tensor, **how: Any) -> Tensor:
     """Super-resolve one image of any size: `upscale_bands` put together, SR [3, H, W] in [0, 1], on the CPU."""
     return torch.cat(list(upscale_bands(policy, lr, **how)), 1)
 
 
 @torch.no_grad()
 def upscale_bands(
-    policy: FlowPolicy,
+    policy: Policy,
     lr: Tensor,
     *,
     steps: int = 6,
@@ -61,7 +69,8 @@ def upscale_bands(
         steps, solver, seed: of the sampling. The noise is one field over the whole image, so that tiles agree where
             they overlap.
         prompt: for policies that read one.
-        tile, overlap: in LR pixels, multiples of 16; an image of at most `tile` is one tile.
+        tile, overlap: in LR pixels, multiples of 16; an image of at most `tile` is one tile. A policy that takes images
+            of one size alone (`Policy.window`) has tiles of that size.
         mean: take the policy's predicted mean in place of a sample: more accurate, less texture.
         progress: called with the share done.
 
@@ -73,29 +82,44 @@ def upscale_bands(
     """
     if mean and not hasattr(policy, "predict_mean"):
         raise Refusal(f"policy '{policy.name}' predicts no mean: take a sample")
-    sampling, scale = Sampling(steps=steps, solver=solver), policy.scale
-    rows, columns = (tile_spans(side, tile, overlap) for side in lr.shape[-2:])
+    height, width, scale = *lr.shape[-2:], policy.scale
+    if policy.window is None:
+        rows, columns = (tile_spans(side, tile, overlap) for side in (height, width))
+    else:
+        below, beside = (max(need - side, 0) for need, side in zip(policy.window, (height, width), strict=True))
+        lr = F.pad(lr[None], (0, beside, 0, below), mode="replicate")[0]
+        rows, columns = (_whole_spans(*pair) for pair in zip(lr.shape[-2:], policy.window, strict=True))
+    sampling = policy.sampling(steps, solver)
     seeds = derive_seeds(seed, 0, torch.tensor([0]), stream="predict")
-    field = None if mean else _NoiseField(policy, seeds, lr, prompt)
+    field = _NoiseField(policy, seeds, lr, prompt) if isinstance(policy, FlowPolicy) and not mean else None
     total, weight = (torch.zeros(channels, 0, lr.shape[-1] * scale) for channels in (3, 1))
     for number, (top, bottom) in enumerate(rows):
         missing = (bottom - top) * scale - total.shape[1]
         total, weight = (F.pad(lines, (0, 0, 0, missing)) for lines in (total, weight))
-        for other, (left, right) in enumerate(columns):
-            part = lr[None, :, top:bottom, left:right].to(policy.device)
-            if field is None:
-                sr = policy.predict_mean(part)[0].float().cpu()  # type: ignore[operator]
-            else:
+        parts = [lr[None, :, top:bottom, left:right].to(policy.device) for left, right in columns]
+        written = None
+        if policy.window is not None and not mean:  # small tiles: those of a row at once
+            cond = policy.encode(_observation(torch.cat(parts), prompt))
+            own = derive_seeds(seed, number, torch.arange(len(parts)), stream="predict")
+            written = policy.sample(cond, sampling, own)["sr"].float().cpu()
+        for other, ((left, right), part) in enumerate(zip(columns, parts, strict=True)):
+            if written is not None:
+                sr = written[other]
+            elif isinstance(policy, FlowPolicy) and field is not None:
                 cond = policy.encode(_observation(part, prompt))
                 x = field.tile(policy.latent_shape(cond), (top, left))
                 sr = policy.sample(cond, sampling, seeds, x=x)["sr"][0].float().cpu()
+            else:
+                sr = policy.predict_mean(part)[0].float().cpu()  # type: ignore[operator]
             window = _window(rows, number, overlap, scale)[:, None] * _window(columns, other, overlap, scale)[None, :]
             total[..., left * scale : right * scale] += sr * window
             weight[..., left * scale : right * scale] += window
             if progress is not None:
                 progress((number * len(columns) + other + 1) / (len(rows) * len(columns)))
         done = (rows[number + 1][0] - top) * scale if number + 1 < len(rows) else total.shape[1]
-        yield total[:, :done] / weight[:, :done]
+        band = total[:, :done] / weight[:, :done]
+        begun = rows[number][0] * scale
+        yield band[:, : max(height * scale - begun, 0), : width * scale]
         total, weight = total[:, done:], weight[:, done:]
 
 
@@ -138,4 +162,4 @@ class _NoiseField:
 
 
 def _observation(part: Tensor, prompt: str | None) -> dict[str, Any]:
-    return {"lr": part, "prompt": None if prompt is None else [prompt]}
+    return {"lr": part, "prompt": None if prompt is None else [prompt] * len(part)}

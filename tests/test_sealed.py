@@ -221,7 +221,7 @@ def test_trust_reaches_the_command_line(theirs: tuple[Path, Path], capsys: pytes
 def test_what_a_file_names_is_of_the_right_kind_before_it_is_called(path: str, tmp_path: Path) -> None:
     write_json(tmp_path / "policy.json", {"policy": path, "config": {"args": ["false"]}, "adapters": False})
     seal(tmp_path)
-    with pytest.raises(ValueError, match="expected a subclass of srgym.policies.FlowPolicy"):
+    with pytest.raises(ValueError, match="expected a subclass of srgym.policies.Policy"):
         policies.load(tmp_path, trust=True)
 
 

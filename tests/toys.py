@@ -20,7 +20,7 @@ from srgym.agents.base import Agent, Need
 from srgym.agents.groups import group_advantage
 from srgym.envs.sources import Sample, Source
 from srgym.envs.task import SRTask
-from srgym.policies.base import FlowPolicy, Sampling
+from srgym.policies.flow import FlowPolicy, Sampling
 from srgym.policies.noise import Noise, derive_seeds
 from srgym.rewards import make
 from srgym.rewards.base import Reward

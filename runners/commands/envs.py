@@ -39,7 +39,8 @@ def _registered() -> list[str]:
 def _open(env: dict[str, Any]) -> int:
     from srgym.envs import sources
 
-    env.pop("prompts", None)
+    for key in ("prompts", "descriptions"):  # the task's own
+        env.pop(key, None)
     source = sources.make(env)
     size = "of several sizes" if source.size is None else f"of {source.size[0]} x {source.size[1]} pixels"
     has = ", ".join(sorted(source.provides))

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from srgym.agents.base import Need
-from srgym.policies.base import FlowPolicy, Sampling, repeat
+from srgym.policies.base import Policy, repeat
 from srgym.policies.noise import derive_seeds
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["collect", "imagined", "statistics"]
 
 def collect(
     task: "SRTask",
-    policy: FlowPolicy,
+    policy: Policy,
     agent: "Agent",
     context: Any,
     *,
@@ -35,7 +35,8 @@ def collect(
 
     Returns:
         TensorDict [N], N = G K, groups contiguous: `index`, `group`, `seed` int64, `lr`, `hr` where there is one,
-        `cond`; a preference dataset's `win` and `lose` for an agent that needs them; and, unless the agent samples
+        `cond`; a preference dataset's `win` and `lose`, or true documents' `tokens` and `place`, for an agent that
+        needs them; and, unless the agent samples
         for itself, what `rollout` gives, `reward` [N] (0 where invalid), `valid` [N] and `components`.
     """
     size = agent.group_size
@@ -60,10 +61,14 @@ def collect(
             if Need.PREFERENCES in agent.needs:
                 source: Any = task.source  # one with preferences, as `agent.check` has seen
                 batch.update(source.pairs(index).to(device))
+            if Need.DOCUMENTS in agent.needs:
+                batch.update(_documents(policy, context, obs, size))
             return batch
         with policy.adapter(agent.sampler):
             rolled = _roll(policy, agent.sampling, obs, seeds, rollout_batch)
     batch.update(rolled)
+    if Need.CREDIT in agent.needs:
+        batch["answers"] = _answers(policy, context, rolled, size)
     scored = task.score(context, batch["sr"], batch["group"], **policy.made(rolled))
     batch["reward"] = torch.nan_to_num(scored.total).float().to(device)
     batch["valid"] = scored.valid.to(device)
@@ -72,8 +77,22 @@ def collect(
     return batch
 
 
+def _answers(policy: Any, context: Any, rolled: TensorDict, size: int) -> TensorDict:
+    """What each token of K documents of each context answers for, and how well it did."""
+    texts = [text for text in context.texts for _ in range(size)]
+    answers: TensorDict = policy.answers(rolled, context.hr.to(policy.device).repeat_interleave(size, 0), texts)
+    return answers
+
+
+def _documents(policy: Any, context: Any, obs: dict[str, Any], times: int) -> TensorDict:
+    """The true documents of contexts, `times` of each."""
+    tokens = policy.documents(context.hr.to(policy.device), context.texts, policy.encode(obs))
+    written = TensorDict({"tokens": tokens, "place": policy.grammar.walk(tokens)}, batch_size=[len(tokens)])
+    return repeat(written, times)
+
+
 def _roll(
-    policy: FlowPolicy, sampling: Sampling, obs: dict[str, Any], seeds: torch.Tensor, rollout_batch: int | None
+    policy: Policy, sampling: Any, obs: dict[str, Any], seeds: torch.Tensor, rollout_batch: int | None
 ) -> TensorDict:
     """A rollout in parts of at most `rollout_batch` samples; each context is still encoded once."""
     if rollout_batch is None or rollout_batch >= len(seeds):

@@ -28,7 +28,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 
 __all__ = ["LostProcess", "World", "agree", "like", "shard", "unshard", "whole"]
 
@@ -257,7 +257,7 @@ def _device() -> torch.device:
 # A policy in pieces
 
 
-def shard(policy: FlowPolicy, device: torch.device | str = "cpu", microbatch: int = 1) -> None:
+def shard(policy: Policy, device: torch.device | str = "cpu", microbatch: int = 1) -> None:
     """Split the core network between the processes, block by block (FSDP2), after its adapters were added.
 
     Gradients come out summed over the processes, and not averaged: the rows' shares add up to one.
@@ -319,7 +319,7 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return placed
 
 
-def unshard(policy: FlowPolicy, main: bool) -> None:
+def unshard(policy: Policy, main: bool) -> None:
     """Put the policy together again on the main process's CPU, to be saved; the others are left without weights."""
     for module in policy.core.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

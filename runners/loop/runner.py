@@ -18,7 +18,7 @@ from torch import Tensor
 from srgym.agents.groups import with_scores
 from srgym.agents.registry import AGENTS
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.runners.loop import state
 from srgym.runners.loop.checkpoint import Checkpoint, Checkpoints
 from srgym.runners.loop.collect import collect, imagined, statistics
@@ -68,7 +68,7 @@ class Runner:
     def __init__(
         self,
         task: "SRTask",
-        policy: FlowPolicy,
+        policy: Policy,
         agent: "Agent",
         settings: RunnerSettings,
         *,

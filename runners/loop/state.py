@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.runners.loop.distributed import like
 
 __all__ = [
@@ -18,13 +18,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def policy_state(policy: FlowPolicy) -> dict[str, Tensor]:
+def policy_state(policy: Policy) -> dict[str, Tensor]:
     """Everything of a policy that a run may change: what is trained, and every adapter (snapshots too)."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad or ".lora_" in name}
 
 
 @torch.no_grad()
-def load_policy_state(policy: FlowPolicy, stored: Mapping[str, Tensor]) -> None:
+def load_policy_state(policy: Policy, stored: Mapping[str, Tensor]) -> None:
     """Put `policy_state` back.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from srgym.envs.task import Context
 from srgym.errors import Refusal, WrongType
-from srgym.policies import FlowPolicy, Sampling, derive_seeds
+from srgym.policies import Policy, derive_seeds
 from srgym.policies.colour import MODES, fix_colour
 
 __all__ = ["Bicubic", "Drawn", "Function", "Images", "Mean", "Method", "Samples", "as_method", "baselines"]
@@ -54,7 +54,7 @@ class Samples:
         colour_fix: "none", or "adain" or "wavelet" against the upsampled LR (see `fix_colour`).
     """
 
-    policy: FlowPolicy
+    policy: Policy
     steps: int = 6
     solver: str = "euler"
     adapter: str | None = "ema"
@@ -71,7 +71,7 @@ class Samples:
         lr = context.lr.to(self.policy.device)
         with self.policy.adapter(self.adapter):
             obs = {"lr": lr, "prompt": context.prompt}
-            rolled = self.policy.rollout(obs, Sampling(steps=self.steps, solver=self.solver), seeds)
+            rolled = self.policy.rollout(obs, self.policy.sampling(self.steps, self.solver), seeds)
         sr: Tensor = rolled["sr"]
         if self.colour_fix != "none":
             reference = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
@@ -169,7 +169,7 @@ class Function:
 
 
 def as_method(
-    source: "Method | FlowPolicy | Callable[[Tensor], Tensor]",
+    source: "Method | Policy | Callable[[Tensor], Tensor]",
     *,
     steps: int = 6,
     solver: str = "euler",
@@ -180,7 +180,7 @@ def as_method(
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(source, FlowPolicy):
+    if isinstance(source, Policy):
         return Samples(source, steps, solver, adapter)
     if hasattr(source, "random") and hasattr(source, "record"):
         return cast(Method, source)
@@ -189,7 +189,7 @@ def as_method(
     raise WrongType(f"expected a policy, or a function from LR to SR images, got {source!r}")
 
 
-def baselines(policy: FlowPolicy, steps: int = 6, few: int = 3, adapter: str | None = "ema") -> dict[str, Method]:
+def baselines(policy: Policy, steps: int = 6, few: int = 3, adapter: str | None = "ema") -> dict[str, Method]:
     """What costs no reinforcement learning: bicubic, the mean prediction where the policy has one, and fewer steps.
 
     A step or a few make a smoother image than the sampler's full number, which many metrics reward.

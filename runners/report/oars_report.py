@@ -13,7 +13,7 @@ import pandas as pd
 
 from srgym import policies
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.registry import named_by
 from srgym.rewards.kin import independent, independent_judges
 from srgym.runners.measure.evaluation import (
@@ -130,7 +130,7 @@ def write_oars_report(
     section = {**last["env"], **changes}
     steps = steps or int(last.get("runner", {}).get("eval_steps", 6))
     with named_by(run.folder / "config.json"):
-        stages: dict[str, FlowPolicy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
+        stages: dict[str, Policy] = {"base": build_policy(run.stages[0].settings["policy"], section)}
         task = build_task(section)
         evaluation = Evaluation(task, {**run.rewards(), **_held_out(metrics)}, seeds=seeds, limit=limit)
     stages |= {stage.name: policies.load(stage.folder / "policy") for stage in run.stages}
@@ -152,7 +152,7 @@ def _label(spec: Any) -> str:
     return str(spec.get("label", spec.get("name"))) if isinstance(spec, Mapping) else str(spec)
 
 
-def stage_methods(stages: Mapping[str, FlowPolicy], roles: Roles, steps: int) -> dict[str, Method]:
+def stage_methods(stages: Mapping[str, Policy], roles: Roles, steps: int) -> dict[str, Method]:
     """What the report compares: what costs no reinforcement learning (of the SFT policy), then every stage."""
     methods = baselines(stages[roles.sft or "base"], steps)
     return {**methods, **{name: Samples(policy, steps) for name, policy in stages.items()}}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from srgym import policies
 from srgym.errors import Refusal
 from srgym.files import write_json, write_whole
-from srgym.policies import FlowPolicy, Sampling, derive_seeds
+from srgym.policies import Policy, derive_seeds
 from srgym.rewards.audit.attack import attacked
 from srgym.rewards.audit.faults import FAULTS, spoilt
 from srgym.rewards.base import Reward
@@ -140,16 +140,14 @@ class Audit:
     def _judged(self, sets: Tensor, which: Sequence[int] | None = None) -> dict[str, Any]:
         return {label: self._scores(sets, judge, which) for label, judge in self._metrics.items()}
 
-    def _sampled(self, policy: FlowPolicy, samples: int, adapter: str | None) -> Tensor:
+    def _sampled(self, policy: Policy, samples: int, adapter: str | None) -> Tensor:
         """[N, K, 3, H, W]: as a group of training would be."""
         drawn = []
         for context in self.contexts:
             seeds = derive_seeds(self.settings.seed, 0, context.index, torch.arange(samples), stream="audit")
             with torch.no_grad(), policy.adapter(adapter):
                 obs = {"lr": context.lr.to(policy.device), "prompt": context.prompt}
-                drawn.append(
-                    policy.rollout(obs, Sampling(steps=self.settings.steps, solver="euler"), seeds)["sr"].cpu()
-                )
+                drawn.append(policy.rollout(obs, policy.sampling(self.settings.steps), seeds)["sr"].cpu())
         return torch.stack(drawn)
 
     @property

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from srgym import rewards
 from srgym.envs import SRTask
 from srgym.files import write_json
-from srgym.policies import FlowPolicy, Sampling, derive_seeds, load
+from srgym.policies import Policy, derive_seeds, load
 from srgym.policies.compact import CompactPolicy, bicubic
 from srgym.rewards.audit.faults import FAULTS, spoilt_somehow
 from srgym.rewards.base import Incompatible
@@ -44,7 +44,7 @@ def _fakes(image: Tensor, name: str, count: int, generator: torch.Generator) -> 
 def candidates(
     lr: Tensor,
     hr: Tensor,
-    policies: Mapping[str, FlowPolicy],
+    policies: Mapping[str, Policy],
     steps: int,
     seed: int,
     repeats: int = 6,
@@ -59,7 +59,7 @@ def candidates(
     seeds = derive_seeds(seed, 0, 0, torch.arange(repeats), stream="candidates")
     for name, policy in policies.items():
         with policy.adapter("ema"):
-            drawn = policy.rollout({"lr": lr}, Sampling(steps=steps), seeds)["sr"]
+            drawn = policy.rollout({"lr": lr}, policy.sampling(steps), seeds)["sr"]
         made += [(name, sr[None]) for sr in drawn]
     generator = torch.Generator().manual_seed(int(seeds[0]))
     scale = hr.shape[-1] // lr.shape[-1]
@@ -85,18 +85,18 @@ def shaken(policy: CompactPolicy, strength: float, seed: int) -> CompactPolicy:
     return other
 
 
-def makers(policy: CompactPolicy, strengths: Sequence[float], learnt: Sequence[str]) -> dict[str, FlowPolicy]:
+def makers(policy: CompactPolicy, strengths: Sequence[float], learnt: Sequence[str]) -> dict[str, Policy]:
     """The policies whose samples are candidates, by name: the policy, the same at temperature 1, shaken, and learnt."""
     hot = deepcopy(policy)
     hot.temperature = 1.0
-    made: dict[str, FlowPolicy] = {"base": policy, "base at temperature 1": hot}
+    made: dict[str, Policy] = {"base": policy, "base at temperature 1": hot}
     made |= {f"shaken {strength}": shaken(policy, strength, i) for i, strength in enumerate(strengths)}
     return made | {folder: load(folder) for folder in learnt}
 
 
 def make_groups(
     tasks: Sequence[SRTask],
-    policies: Mapping[str, FlowPolicy],
+    policies: Mapping[str, Policy],
     n: int,
     seed: int,
     *,
@@ -170,7 +170,7 @@ def tasks_under(env: Mapping[str, Any], presets: Sequence[str], **changes: Any) 
 
 
 def build_scorer(
-    settings: ScorerSettings, policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+    settings: ScorerSettings, policy: Policy, env: Mapping[str, Any], folder: Path, seed: int
 ) -> dict[str, float]:
     """Make candidates of the policy, label them, train the scorer and write it to `folder`/scorer.
 

@@ -24,7 +24,7 @@ from srgym import rewards
 from srgym.envs import SRTask
 from srgym.errors import Refusal
 from srgym.files import write_json
-from srgym.policies import FlowPolicy, derive_seeds
+from srgym.policies import Policy, derive_seeds
 from srgym.policies.compact import CompactPolicy
 from srgym.precision import autocast_dtype
 from srgym.rewards.audit.faults import faults_of
@@ -105,7 +105,7 @@ class Pool:
     plain: Tensor
 
 
-def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, FlowPolicy], n: int, kept: int, seed: int) -> list[Pool]:
+def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, Policy], n: int, kept: int, seed: int) -> list[Pool]:
     """Super-resolutions of n contexts, taken in turn from the tasks (degradations) and the policies.
 
     Raises:
@@ -197,7 +197,7 @@ def held_out_examples(pool: Sequence[Pool], divisor: float, seed: int) -> list[E
 
 
 def build_finpercep(
-    settings: FinPercepSettings, policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+    settings: FinPercepSettings, policy: Policy, env: Mapping[str, Any], folder: Path, seed: int
 ) -> dict[str, float]:
     """Make super-resolutions with the policy, train FinPercep-RM on them stage by stage, write it to `folder`/scorer.
 

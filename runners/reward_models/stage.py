@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from srgym.errors import Refusal
-from srgym.policies import FlowPolicy
+from srgym.policies import Policy
 from srgym.runners.reward_models.compass import ScorerSettings, build_scorer
 from srgym.runners.reward_models.finpercep import FinPercepSettings, build_finpercep
 from srgym.settings import fill
@@ -16,7 +16,7 @@ SCORERS = ("compass", "finpercep")
 
 
 def train_scorer(
-    options: Mapping[str, Any], policy: FlowPolicy, env: Mapping[str, Any], folder: Path, seed: int
+    options: Mapping[str, Any], policy: Policy, env: Mapping[str, Any], folder: Path, seed: int
 ) -> dict[str, float]:
     """Train the reward model `options["model"]` ("compass" when not said) and write it to `folder`/scorer.
 

@@ -12,7 +12,7 @@ from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.errors import Refusal
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.estimate import skeleton
 from srgym.policies.registry import POLICIES, policy_class
 from srgym.rewards.base import Reward
@@ -53,11 +53,14 @@ def pick_device(name: str) -> torch.device:
 def build_task(
     env: Mapping[str, Any], reward: Reward | None = None, *, policy_gives: Collection[str] = (), **changes: Any
 ) -> SRTask:
-    """The task of an env section: its source by `name`, the source's options, and `prompts`."""
+    """The task of an env section: its source by `name`, the source's options, `prompts` and `descriptions`."""
     options = {**env, **changes}
     prompts = options.pop("prompts", False)
+    descriptions = options.pop("descriptions", None)
     check_value(bool | str, prompts, "env.prompts")
-    return SRTask(sources.make(options), reward, prompts=prompts, policy_gives=policy_gives)
+    check_value(str | None, descriptions, "env.descriptions")
+    source = sources.make(options)
+    return SRTask(source, reward, prompts=prompts, descriptions=descriptions, policy_gives=policy_gives)
 
 
 def larger_crops(task: SRTask, env: Mapping[str, Any], size: int | None) -> SRTask:
@@ -83,19 +86,19 @@ def build_reward(section: Any) -> Reward:
     return reward
 
 
-def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> FlowPolicy:
+def build_policy(section: Mapping[str, Any], env: Mapping[str, Any]) -> Policy:
     """The policy of a policy section, at the scale of the contexts unless the section says another."""
     return policies.make(_scaled({"policy": section, "env": env}))
 
 
-def build_agent(section: Mapping[str, Any], policy: FlowPolicy, task: SRTask) -> "Agent":
+def build_agent(section: Mapping[str, Any], policy: Policy, task: SRTask) -> "Agent":
     """The agent of an agent section, see `srgym.agents.make`.
 
     Raises:
         Incompatible: if it can't learn from this reward or these contexts.
     """
     agent = agents.make(section, policy, task.reward)
-    agent.check(task.source.provides)
+    agent.check(task.provides)
     return agent
 
 
@@ -140,13 +143,13 @@ def check_parts(sections: Mapping[str, Any], heldout: Mapping[str, Any] | None =
     agent = None
     if kind in POLICIES.builtin:
         agent = agents.make(sections["agent"], build_skeleton(sections), reward)
-        agent.check(task.source.provides)
+        agent.check(task.provides)
     if heldout is not None and settings.eval_every:
         build_task(sections["env"], **heldout)
     return agent
 
 
-def build_skeleton(sections: Mapping[str, Any]) -> FlowPolicy:
+def build_skeleton(sections: Mapping[str, Any]) -> Policy:
     """A stage's policy, at the scale of its contexts, with the adapters that the stage trains, on the meta device."""
     name, options = POLICIES.read(_scaled(sections), {})
     return skeleton(name, options, sections["lora"])

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from srgym import agents
-from srgym.policies.base import FlowPolicy
 from srgym.policies.estimate import PEAKS, Batches, Estimate, estimate
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.workload import Workload
 from srgym.runners.loop.loggers import check_loggers
 from srgym.runners.run.build import any_reward, build_policy, build_skeleton, check_order, check_parts
@@ -154,6 +154,8 @@ def _fit(peak: float, stage: StageConfig) -> list[str]:
     if lora is not None:
         policy.add_adapters(lora["rank"], lora["alpha"], tuple(lora["targets"]) if lora.get("targets") else None)
     rows = stage.sections["runner"]["microbatch"]
+    if not isinstance(policy, FlowPolicy):
+        return []
     return [f"stage {stage.name}, {measure(policy.to('cuda'), rows, _sections(stage)[2])}"]
 
 

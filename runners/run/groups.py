@@ -42,7 +42,7 @@ def constructor_section(group: str, name: str) -> dict[str, Any]:
     """The section of a part without a file: the defaults of its constructor, and what our files add to that."""
     section = {"name": name, **PARTS[group].defaults(name)}
     if group == "env":
-        section["prompts"] = False
+        section |= {"prompts": False, "descriptions": None}
     if group == "policy" and "scale" in section:
         section["scale"] = None  # that of the contexts
     return section

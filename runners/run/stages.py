@@ -22,7 +22,7 @@ from pandas import DataFrame
 from srgym import policies
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.merging import merge_policies
 from srgym.runners.loop.distributed import World, shard, unshard
 from srgym.runners.loop.interrupt import Interrupted
@@ -260,7 +260,7 @@ class Run:
                 total[key] = total.get(key, 0.0) + value
         return total
 
-    def _start(self, stage: StageConfig) -> FlowPolicy:
+    def _start(self, stage: StageConfig) -> Policy:
         """The policy that a stage starts from, with adapters if the stage trains some."""
         lora = stage.sections["lora"]
         if stage.start_from == "base":

@@ -17,7 +17,7 @@ from srgym import policies
 from srgym.envs.images import SUFFIXES, BadImage, has_transparency, image_files, is_grey, read_image, to_float
 from srgym.errors import MissingFile, Refusal
 from srgym.files import check_folder, to_bytes, to_png, write_whole
-from srgym.policies.base import FlowPolicy
+from srgym.policies.base import Policy
 from srgym.policies.colour import MODES, fix_colour
 from srgym.policies.export import import_lora
 from srgym.policies.registry import POLICIES
@@ -73,7 +73,7 @@ def default_policy(runs: Path = Path("runs")) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def find_policy(named: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> FlowPolicy:
+def find_policy(named: str, scale: int | None = None, model: str | None = None, lora: str | None = None) -> Policy:
     """A policy from a saved one's folder, a run's folder, or a name.
 
     Args:
@@ -94,7 +94,7 @@ def find_policy(named: str, scale: int | None = None, model: str | None = None, 
     return policy
 
 
-def _find(named: str, scale: int | None, model: str | None) -> FlowPolicy:
+def _find(named: str, scale: int | None, model: str | None) -> Policy:
     folder = policies.policy_folder(named)
     if (folder / "policy.json").is_file():
         return policies.load(folder)
@@ -164,7 +164,7 @@ def _check_targets(pairs: Sequence[tuple[Path, Path]], overwrite: bool) -> None:
 
 
 def upscale_file(
-    policy: FlowPolicy, source: Path, target: Path, how: Upscaling, progress: Callable[[float], None] | None = None
+    policy: Policy, source: Path, target: Path, how: Upscaling, progress: Callable[[float], None] | None = None
 ) -> None:
     """Super-resolve one image file into a PNG that keeps the colour profile and the EXIF data.
 

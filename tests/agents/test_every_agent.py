@@ -243,7 +243,8 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    assert srgym.agents.available() == ["awm", "cold_start", "diffusion_nft", "dpo", "flow_grpo", "refl"]
+    names = "awm codec cold_start diffusion_nft dpo flow_grpo refl token_cold_start token_grpo"
+    assert srgym.agents.available() == names.split()
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)
         assert issubclass(found, Agent) and found.name == name

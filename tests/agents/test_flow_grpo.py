@@ -6,7 +6,7 @@ from torch.distributions import Normal
 
 from srgym.agents.flow_grpo import FlowGRPO, grpo_loss
 from srgym.agents.rows import shared
-from srgym.policies.base import Sampling
+from srgym.policies.flow import Sampling
 from srgym.rewards.base import Incompatible
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")

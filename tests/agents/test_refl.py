@@ -85,7 +85,7 @@ def test_on_a_split_policy_every_batch_runs_the_same_forwards(build, toy):
 
 
 def test_with_all_steps_the_reward_is_that_of_the_sampler(build, toy):
-    from srgym.policies.base import Sampling
+    from srgym.policies.flow import Sampling
 
     agent = build(k_last=3)
     rows = agent.prepare(toy.collect(agent, torch.arange(4)))

@@ -7,9 +7,9 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from srgym.policies.base import FlowPolicy
 from srgym.policies.colour import fix_colour
 from srgym.policies.compact import CompactPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.tiling import tile_spans, upscale, upscale_bands
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import digest
 
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.runners.loop.health import Failed
 from srgym.runners.loop.loggers import CSVLogger, Logger
 from srgym.runners.loop.settings import same_config

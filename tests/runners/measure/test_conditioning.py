@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from srgym import make_runner
 from srgym.agents import DiffusionNFT
 from srgym.envs import SRTask, sources
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.rewards import make
 from srgym.rewards.base import Incompatible
 from srgym.runners.commands.cli import main

@@ -19,8 +19,10 @@ SCORER = {
 COMPARE = ["seed=0", "budget.images=16", "budget.iterations=2", "limit=2", "pictures=1", "jobs=2", "steps=1"]
 PAIRS = "paired_folders"
 # What a source can't be for an experiment: its LR is made at another scale, or there is no ground truth to learn from.
+# Documents are told from a degradation's record, which pairs haven't got.
+MADE = ("compact_base", "compact_vlcot", "realsr_r1", "realsr_r1_7b")
 FED = {
-    name: ("photographs", "hr_folder") if name == "compact_base" else ("photographs", "hr_folder", PAIRS)
+    name: ("photographs", "hr_folder") if name in MADE else ("photographs", "hr_folder", PAIRS)
     for name in options("experiment")
 }
 

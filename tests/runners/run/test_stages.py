@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from srgym import policies
-from srgym.policies.base import FlowPolicy
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.merging import merge_policies
 from srgym.runners import Run, make_runner
 from srgym.runners.commands.cli import main
