@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from srgym.errors import Refusal
 from srgym.policies import adapters
 from srgym.policies.base import Policy
 from srgym.policies.diffusers_policy import DiffusersPolicy
 from srgym.policies.flow import FlowPolicy
 from srgym.policies.registry import policy_class
+from srgym.policies.tokens import AutoregressivePolicy
 from srgym.policies.tracing import extended, traced
+from srgym.policies.vlcot.lumina import Layout, LuminaVLCoT, Parts
 from srgym.policies.workload import Workload
 from srgym.sealed import read_object
 
@@ -146,6 +148,8 @@ def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | No
             dtype = getattr(torch, str(options.get("dtype", "bfloat16")))
             kept |= {"compiled": False, "text_encoder": "keep", "vae_encoder": "keep"}
             policy: Policy = policy_class(name)(pipe=_pipe(name, options).to(dtype), **kept)  # type: ignore[call-arg]
+        elif name == "lumina_vlcot":
+            policy = _hollow_writer(options)
         else:
             kind = policy_class(name)
             policy = kind(**kept | ({"weights": None} if "weights" in signature(kind).parameters else {}))
@@ -153,10 +157,16 @@ def skeleton(name: str, options: Mapping[str, Any], lora: Mapping[str, Any] | No
             targets = tuple(lora.get("targets") or policy.lora_targets)
             policy.lora = adapters.LoraSettings(lora["rank"], lora["alpha"], targets, policy.lora_exclude)
             adapters.inject(policy.core, policy.lora)
-            for model in (policy.get_submodule(child) for child, _ in policy.named_children()):
-                if model is not policy.core:
-                    model.requires_grad_(False)
+            learner = {id(parameter) for _, parameter in adapters.parameters(policy.core, "default")}
+            for parameter in policy.parameters():
+                parameter.requires_grad_(id(parameter) in learner)
     return policy.to("meta")  # transformers can leave torch.linspace behind with the CPU as its device
+
+
+def _hollow_writer(options: Mapping[str, Any]) -> LuminaVLCoT:
+    kept = {key: value for key, value in options.items() if key not in ("path", "vq")}
+    codes = sum(count for _, count in Layout(**(kept.get("layout") or {})).codes)
+    return LuminaVLCoT(pipe=Parts.hollow(options.get("path"), kept.get("dtype", "bfloat16"), codes), **kept)
 
 
 class _Pipe(SimpleNamespace):
@@ -255,8 +265,9 @@ def estimate(
         lora: rank, alpha and targets; None: all weights are trained.
     """
     policy = skeleton(name, options, lora)
-    if not isinstance(policy, FlowPolicy):
-        raise Refusal(f"expected a flow policy to predict, got '{name}'")
+    if isinstance(policy, AutoregressivePolicy):
+        return _of_writer(policy, work, batches)
+    assert isinstance(policy, FlowPolicy)
     text = _text_bytes(name, options)
     kept = options.get("text_encoder", "keep") == "keep"
     samples = batches.contexts * work.group_size
@@ -266,11 +277,75 @@ def estimate(
         resident["weights of the text encoders"] = text
     elif text:
         phases["encoding prompts"] = text
-    parameters = {
+    return Estimate(_parameters(policy), resident, phases, flops)
+
+
+def _parameters(policy: Policy) -> dict[str, int]:
+    return {
         "network": sum(p.numel() for n, p in policy.core.named_parameters() if ".lora_" not in n),
         "trainable": sum(p.numel() for p in policy.parameters() if p.requires_grad),
     }
-    return Estimate(parameters, resident, phases, flops)
+
+
+def _of_writer(policy: AutoregressivePolicy, work: Workload, batches: Batches) -> Estimate:
+    """Of a policy that writes: documents of full length, drawn token by token with a cache of keys and values."""
+    config: Any = policy.core.config
+    samples, length = batches.contexts * work.group_size, policy.reading + policy.longest
+    drawn = min(samples, batches.rollout_batch or samples)
+    rows = min(batches.microbatch, max(round(samples * max(work.times, 1)), 1))
+    kind = next(p for n, p in policy.core.named_parameters() if ".lora_" not in n).dtype
+    shape = (length,) if policy.reads_tokens else (length, config.hidden_size)
+
+    # A mask that is there already: transformers would look into the numbers of places to make one.
+    masks = {count: torch.ones(count, 1, length, length, device="meta", dtype=torch.bool) for count in {1, rows}}
+
+    def run(count: int) -> Tensor:
+        inputs = torch.zeros(count, *shape, device="meta", dtype=torch.int64 if policy.reads_tokens else kind)
+        hidden = policy.network(inputs, mask=masks[count])[0][:, -policy.longest :]
+        parts = torch.split(hidden, policy.chunk(count), 1)
+
+        def score(part: Tensor) -> Tensor:
+            return policy.logits(part).float().logsumexp(-1).sum()
+
+        once = len(parts) == 1 or not torch.is_grad_enabled()  # else they are computed again, as `log_prob` does
+        scores = [score(part) if once else checkpoint(score, part, use_reentrant=False) for part in parts]
+        return torch.stack(scores)
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(1)
+
+    def update() -> None:
+        torch.autograd.backward(run(rows).sum())
+
+    forward_flops, _ = extended(policy, policy.core, forward)
+    phases, flops = dict[str, float](), dict[str, float]()
+    if work.steps:
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        cell = heads * (config.hidden_size // config.num_attention_heads)
+        size = torch.empty((), dtype=kind).element_size()
+        phases["writing"] = 2.0 * drawn * length * config.num_hidden_layers * cell * size
+        flops["writing"] = samples * work.steps * forward_flops
+    if work.times:
+        update_flops, phases["update"] = extended(policy, policy.core, update)
+        beside = sum(work.beside.values()) * forward_flops
+        flops["update"] = samples * work.times * work.epochs * (update_flops / rows + beside)
+    core = [*policy.core.parameters(), *policy.core.buffers()]
+    lora = _bytes(p for name, p in policy.core.named_parameters() if ".lora_" in name)
+    resident = {
+        "weights of the trained network": _bytes(core) - lora,
+        "weights of the other networks": _bytes([*policy.parameters(), *policy.buffers()]) - _bytes(core),
+        "LoRA (learner, old, average)": lora,
+        "gradients and AdamW's moments": 3 * _bytes(p for p in policy.parameters() if p.requires_grad),
+        "rollouts": float(samples * (policy.longest * 3 * 8 + 4 * _pixels(policy))),
+    }
+    return Estimate(_parameters(policy), resident, phases, flops)
+
+
+def _pixels(policy: Policy) -> int:
+    """Numbers of an HR image, and of what is made before it."""
+    height, width = policy.window or (128, 128)
+    return round(3 * height * width * policy.scale**2 * 1.4)
 
 
 def _inputs(policy: FlowPolicy, rows: int, height: int, width: int) -> tuple[Tensor, Tensor, TensorDict]:

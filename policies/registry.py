@@ -21,6 +21,7 @@ POLICIES: "Registry[type[Policy]]" = Registry(
         "compact": "srgym.policies.compact:CompactPolicy",
         "compact_vlcot": "srgym.policies.vlcot.compact:CompactVLCoT",
         "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
+        "lumina_vlcot": "srgym.policies.vlcot.lumina:LuminaVLCoT",
         "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
         "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
         "sd3": "srgym.policies.sd3:SD3Policy",

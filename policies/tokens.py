@@ -171,7 +171,8 @@ class AutoregressivePolicy(Policy):
 
     Attributes:
         grammar: what may come where.
-        longest: tokens of its longest document.
+        longest: tokens of its longest document. reading: of what stands before one.
+        reads_tokens: whether `network` takes tokens, and embeds them itself.
         temperature: of the samples that are looked at (`sampling`); 0 takes the likeliest tokens.
     """
 
@@ -179,6 +180,8 @@ class AutoregressivePolicy(Policy):
     entries: ClassVar[Mapping[str, bool]] = {"encode": False, "log_prob": True, "sample": True}
     grammar: Grammar
     longest: int
+    reading: int
+    reads_tokens: bool = False
     temperature: float = 0.0
 
     @abstractmethod
@@ -308,7 +311,7 @@ class AutoregressivePolicy(Policy):
         inputs = torch.cat([self.prefix(cond), self.embed(here[:, :-1], at[:, 1:], cond)], 1)
         hidden = self.network(inputs)[0][:, -used:]
         mode = self.grammar.modes(at)
-        cut = max(_CHUNK // (len(self.grammar.words) * len(tokens)), 1)
+        cut = self.chunk(len(tokens))
         parts = [
             self._likelihood(*part, temperature=temperature, again=cut < used)
             for part in zip(*(torch.split(x, cut, 1) for x in (hidden, here, mode)), strict=True)
@@ -316,6 +319,10 @@ class AutoregressivePolicy(Policy):
         rest = tokens.shape[1] - used
         scores, entropies = (F.pad(torch.cat(columns, 1), (0, rest)) for columns in zip(*parts, strict=True))
         return scores, entropies
+
+    def chunk(self, rows: int) -> int:
+        """How many places' logits are computed at once."""
+        return max(_CHUNK // (len(self.grammar.words) * rows), 1)
 
     def _likelihood(
         self, hidden: Tensor, tokens: Tensor, mode: Tensor, *, temperature: float, again: bool
@@ -332,6 +339,17 @@ class AutoregressivePolicy(Policy):
 
     def made(self, rolled: TensorDict) -> dict[str, Any]:
         return {"text": self.text(rolled["tokens"]), "intermediate": [rolled["coarse"], rolled["middle"]]}
+
+    def last_image(self, tokens: Tensor, image: int) -> tuple[Tensor, Tensor]:
+        """The documents [N, L] in which an image stands whole, int64 [M], and the tokens drawn for its last, [M, n]."""
+        first = int(self.grammar.first[image])
+        own = torch.arange(len(self.grammar.table), device=tokens.device)[first:]
+        end = int((self.grammar.follows[first:] == 0).nonzero()[0])
+        closing = self.grammar.walk(tokens) == own[end]
+        rows = closing.any(1).nonzero().flatten()
+        at = closing.shape[1] - 1 - closing[rows].flip(1).int().argmax(1)
+        drawn = tokens[rows[:, None], at[:, None] - end + torch.arange(end + 1, device=tokens.device)]
+        return rows, drawn[:, self.grammar.table[first : first + end + 1] == _FREE]
 
     def check_texts(self, texts: Sequence[Mapping[str, str]]) -> None:
         """Refuse texts that lack a section."""

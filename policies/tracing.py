@@ -82,7 +82,7 @@ def traced(model: nn.Module, run: Callable[[], Any]) -> tuple[float, float]:
     return count.flops, float(count.peak)
 
 
-_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers")
 _RUN = 2
 
 

@@ -20,6 +20,7 @@ BUILTIN = {
     "refreward": "srgym.rewards.refreward:RefReward",
     "random": "srgym.rewards.toys:Random",
     "random_network": "srgym.rewards.toys:RandomNetwork",
+    "shuffled": "srgym.rewards.toys:Shuffled",
     "niqe": "srgym.rewards.iqa:NIQE",
     "musiq": "srgym.rewards.iqa:MUSIQ",
     "maniqa": "srgym.rewards.iqa:MANIQA",

@@ -1,15 +1,18 @@
 """Rewards that mean nothing, to hold the meaningful ones against."""
 
 import hashlib
+import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srgym.rewards.registry import register_reward
+from srgym.rewards.registry import make, register_reward
 
-__all__ = ["CONTROLS", "Random", "RandomNetwork"]
+__all__ = ["CONTROLS", "Random", "RandomNetwork", "Shuffled"]
 
-CONTROLS = ("random", "random_network")
+CONTROLS = ("random", "random_network", "shuffled")
 
 
 @register_reward("random", range=(0.0, 1.0), direction="none")
@@ -28,14 +31,51 @@ class Random:
 
     def __call__(self, sr: Tensor, index: Tensor | None = None) -> Tensor:
         """Images [B, 3, H, W] and their contexts' numbers [B] to [B]."""
-        pixels = (sr.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-        contexts = [0] * len(sr) if index is None else [int(i) for i in index]
-        return torch.tensor([self._draw(image, context) for image, context in zip(pixels, contexts)])
+        return _numbers(sr, index, self.seed)
 
-    def _draw(self, image: Tensor, context: int) -> float:
-        digest = hashlib.blake2b(f"{self.seed} {context} {tuple(image.shape)} ".encode(), digest_size=8)
+
+def _numbers(sr: Tensor, index: Tensor | None, seed: int) -> Tensor:
+    """A number in [0, 1) for each image of a context."""
+    pixels = (sr.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    contexts = [0] * len(sr) if index is None else [int(i) for i in index]
+    drawn = []
+    for image, context in zip(pixels, contexts, strict=True):
+        digest = hashlib.blake2b(f"{seed} {context} {tuple(image.shape)} ".encode(), digest_size=8)
         digest.update(image.contiguous().numpy().tobytes())
-        return int.from_bytes(digest.digest(), "big") / 2.0**64
+        drawn.append(int.from_bytes(digest.digest(), "big") / 2.0**64)
+    return torch.tensor(drawn)
+
+
+@register_reward("shuffled", group=True, range=(-math.inf, math.inf), direction="none")
+class Shuffled:
+    """Another reward whose scores are dealt out to the wrong samples: the control that keeps their distribution.
+
+    Each sample gets the score of the next one of its group, components along with totals, in an order that follows from
+    the images, so that it is the same in any batch. What a reward teaches by its spread alone (a policy that grows less
+    random), this control teaches, too.
+
+    Args:
+        reward: whose scores, see `make`.
+        seed: of the order.
+    """
+
+    def __init__(self, reward: Any = "psnr_y", seed: int = 0) -> None:
+        self.inner = make(reward)
+        self.seed = int(seed)
+        self.needs, self.range = self.inner.needs, self.inner.range
+        self.weights = getattr(self.inner.score, "weights", None)
+
+    def __call__(self, sr: Tensor, group: Tensor | None = None, index: Tensor | None = None, **beside: Any) -> Any:
+        """Images [B, 3, H, W] to a `RewardOutput` [B]; without groups, or alone in one, a sample keeps its score."""
+        scored = self.inner(sr, group=group, index=index, **beside)
+        group = torch.arange(len(sr)) if group is None else group.cpu()
+        order = torch.argsort(_numbers(sr, index, self.seed), stable=True)
+        source = torch.empty_like(order)
+        for members in (order[group[order] == label] for label in torch.unique(group)):
+            source[members] = members.roll(-1)
+        source = source.to(scored.total.device)
+        components = {name: part[source] for name, part in scored.components.items()}
+        return replace(scored, total=scored.total[source], valid=scored.valid[source], components=components)
 
 
 @register_reward("random_network", differentiable=True, range=(0.0, 1.0), direction="none")

@@ -140,7 +140,7 @@ class CompactVLCoT(AutoregressivePolicy):
         # The patch that a place is in, counted through the three images from 1; 0 for words and closing tags.
         free = (self.grammar.modes(torch.arange(self.grammar.places)) == IMAGE).long()
         self.register_buffer("patch", free * ((free.cumsum(0) - 1) // depth + 1), persistent=False)
-        self.longest = self.grammar.places + 64
+        self.longest, self.reading = self.grammar.places + 64, 18
         if weights is not None:
             self.load_base(_WEIGHTS if weights == "base" else Path(weights))
 
@@ -225,26 +225,15 @@ class CompactVLCoT(AutoregressivePolicy):
     def images(self, tokens: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
         known = pyramid(cond["mean"])
         made, whole = [], torch.zeros(len(tokens), len(IMAGES), dtype=torch.bool, device=tokens.device)
-        place = self.grammar.walk(tokens)
         for i, size in enumerate(self._sizes):
-            closing = int(self.grammar.first[i]) + (size // PATCH) ** 2 * self.codec.depth
-            rows, ends = self._last(place == closing)
+            rows, drawn = self.last_image(tokens, i)
             image = torch.full((len(tokens), 3, size, size), 0.5, device=tokens.device)
             if len(rows):
-                count = closing - int(self.grammar.first[i])
-                at = ends[:, None] - torch.arange(count, 0, -1, device=tokens.device)
-                codes = tokens[rows[:, None], at] - len(self.vocabulary)
+                codes = drawn - len(self.vocabulary)
                 image[rows] = self.codec.decode(codes, known[i][rows], i).to(image.dtype)
                 whole[rows, i] = True
             made.append(image)
         return made, whole
-
-    @staticmethod
-    def _last(there: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of bool [N, L] that have a True, and where their last one is."""
-        rows = there.any(1).nonzero().flatten()
-        ends = there.shape[1] - 1 - there[rows].flip(1).int().argmax(1)
-        return rows, ends
 
     def text(self, tokens: Tensor) -> list[str]:
         return [self.vocabulary.write(row) for row in tokens.tolist()]

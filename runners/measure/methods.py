@@ -1,7 +1,7 @@
 """What an evaluation puts side by side: a policy's samples, its mean, bicubic, a folder of images, any function."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from srgym.envs.task import Context
 from srgym.errors import Refusal, WrongType
-from srgym.policies import Policy, derive_seeds
+from srgym.policies import FlowPolicy, Policy, derive_seeds
 from srgym.policies.colour import MODES, fix_colour
 
 __all__ = ["Bicubic", "Drawn", "Function", "Images", "Mean", "Method", "Samples", "as_method", "baselines"]
@@ -52,6 +52,7 @@ class Samples:
     Attributes:
         adapter: under which the policy runs: "ema" (the evaluation average), "default", "old", or None for its base.
         colour_fix: "none", or "adain" or "wavelet" against the upsampled LR (see `fix_colour`).
+        sampling: how a policy is drawn from that isn't by steps and a solver; None: as `Policy.sampling` says.
     """
 
     policy: Policy
@@ -59,6 +60,7 @@ class Samples:
     solver: str = "euler"
     adapter: str | None = "ema"
     colour_fix: str = "none"
+    sampling: Any = None
     random = True
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class Samples:
         lr = context.lr.to(self.policy.device)
         with self.policy.adapter(self.adapter):
             obs = {"lr": lr, "prompt": context.prompt}
-            rolled = self.policy.rollout(obs, self.policy.sampling(self.steps, self.solver), seeds)
+            rolled = self.policy.rollout(obs, self._sampling, seeds)
         sr: Tensor = rolled["sr"]
         if self.colour_fix != "none":
             reference = F.interpolate(lr, size=sr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
@@ -79,15 +81,20 @@ class Samples:
         return Drawn(sr, self.policy.made(rolled))
 
     @property
+    def _sampling(self) -> Any:
+        return self.sampling if self.sampling is not None else self.policy.sampling(self.steps, self.solver)
+
+    @property
     def gives(self) -> frozenset[str]:
         return self.policy.gives
 
     @property
     def record(self) -> dict[str, Any]:
+        flows = isinstance(self.policy, FlowPolicy)
+        how = {"steps": self.steps, "solver": self.solver} if flows else asdict(self._sampling)
         return {
-            "kind": "samples", "policy": getattr(self.policy, "name", type(self.policy).__name__),
-            "steps": self.steps, "solver": self.solver, "adapter": self.adapter,
-            "colour_fix": self.colour_fix,
+            "kind": "samples", "policy": getattr(self.policy, "name", type(self.policy).__name__), **how,
+            "adapter": self.adapter, "colour_fix": self.colour_fix,
         }  # fmt: skip
 
 
@@ -197,7 +204,7 @@ def baselines(policy: Policy, steps: int = 6, few: int = 3, adapter: str | None 
     methods: dict[str, Method] = {"bicubic": Bicubic(policy.scale)}
     if hasattr(policy, "predict_mean"):
         methods["mean prediction"] = Mean(policy)
-    for number in sorted({1, few} - {steps}):
+    for number in sorted({1, few} - {steps}) if isinstance(policy, FlowPolicy) else ():
         if number < steps:
             methods[f"{number} step{'s' if number > 1 else ''}"] = Samples(policy, number, adapter=adapter)
     return methods

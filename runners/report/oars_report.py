@@ -35,13 +35,16 @@ from srgym.runners.report.plots import curves, plane
 from srgym.runners.report.run_folder import Roles, RunFolder, StageRecord, read_log, read_run
 from srgym.runners.report.summary import level, metric_names, present
 from srgym.runners.report.tables import cost_table, difference_table, levels_table, metric_title
-from srgym.runners.report.verdicts import against_baselines, alerts, claim
+from srgym.runners.report.verdicts import against_baselines, alerts
+from srgym.runners.report.verdicts import claim as verdict
 from srgym.runners.report.writing import write
+from srgym.runners.report.written import documents, ways, writers
 from srgym.runners.run.build import build_policy, build_task, larger_crops
 
 __all__ = ["check_report", "oars_document", "stage_methods", "write_oars_report", "write_report"]
 
-KIND = "oars"
+KINDS = {"oars": "OARS", "realsr_r1": "RealSR-R1"}
+"""What a report is called; they differ in nothing else, but that a policy that writes has its documents shown."""
 
 
 def write_report(run_dir: str | Path, section: Mapping[str, Any]) -> Path:
@@ -71,15 +74,15 @@ def check_report(section: Mapping[str, Any], env: Mapping[str, Any]) -> None:
 def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(section)
     kind = options.pop("kind", None)
-    if kind != KIND:
-        raise Refusal(f"report.kind is {KIND}, got '{kind}'")
-    known = sorted(set(write_oars_report.__annotations__) - {"run_dir", "return"})
+    if kind not in KINDS:
+        raise Refusal(f"report.kind is {' or '.join(KINDS)}, got '{kind}'")
+    known = sorted(set(write_oars_report.__annotations__) - {"run_dir", "return", "title"})
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise Refusal(f"report.{option} is no option of the {KIND} report: {hint}expected one of {known}")
-    return options
+            raise Refusal(f"report.{option} is no option of the {kind} report: {hint}expected one of {known}")
+    return {**options, "title": KINDS[kind]}
 
 
 def _test_changes(env: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -104,6 +107,8 @@ def write_oars_report(
     limit: int | None = None,
     pictures: int = 6,
     picture_size: int | None = 256,
+    claim: str | None = None,
+    title: str = "OARS",
 ) -> Path:
     """Evaluate every stage of a finished run on test contexts and write `report.html` and `report.md` into its folder.
 
@@ -117,6 +122,9 @@ def write_oars_report(
         seeds: of the samples' noise.
         limit: contexts to evaluate on, spread evenly; all by default.
         pictures: how many contexts are shown. picture_size: side of their HR in pixels, where the source cuts crops.
+        claim: the component of the last reward that must rise, the others of it being among what mustn't fall; by
+            default its total.
+        title: what the report is called.
 
     Returns:
         The path of `report.html`. The numbers lie beside it in `evaluation/`.
@@ -134,17 +142,29 @@ def write_oars_report(
         task = build_task(section)
         evaluation = Evaluation(task, {**run.rewards(), **_held_out(metrics)}, seeds=seeds, limit=limit)
     stages |= {stage.name: policies.load(stage.folder / "policy") for stage in run.stages}
+    start = parts.sft or "base"
     methods = stage_methods(stages, parts, steps)
     frame = evaluation.measure(methods)
     record = evaluation_record(
         methods, evaluation.metrics, env=section, seeds=list(seeds), contexts=len(task), limit=limit, seen=not changes
     )
     save_evaluation(frame, record, run.folder / "evaluation")
-    task = larger_crops(task, section, picture_size)
+    written = writers({name: stages[name] for name in (start, parts.final, parts.control) if name is not None})
+    further: list[Block] = []
+    if written:
+        rewards = Evaluation(task, run.rewards(), seeds=seeds, limit=limit)
+        ways_frame, further = ways(rewards, written, start, parts.final)
+        save_evaluation(ways_frame, record, run.folder / "evaluation", "ways")
+    fixed = any(policy.window is not None for policy in stages.values())
+    task = task if fixed else larger_crops(task, section, picture_size)
     shown = {name: methods[name] for name in ("base", parts.sft, parts.final) if name in methods}
     indices = spread_indices(len(task), min(pictures, len(task))) if pictures else []
+    if written:
+        further += documents(task, {name: written[name] for name in (start, parts.final)}, indices)
     drawn = draw(task, shown, indices, reward=mapping_reward(evaluation.metrics))
-    document = oars_document(run, parts, frame, record, make_panels(drawn), time.monotonic() - started)
+    document = oars_document(
+        run, parts, frame, record, make_panels(drawn), time.monotonic() - started, further, claim, title
+    )
     return write(document, run.folder)
 
 
@@ -165,6 +185,9 @@ def oars_document(
     record: Mapping[str, Any],
     panels: Panels | None = None,
     seconds: float | None = None,
+    further: Sequence[Block] = (),
+    claim: str | None = None,
+    title: str = "OARS",
 ) -> Document:
     """The report as a document, from what was measured.
 
@@ -173,6 +196,7 @@ def oars_document(
         record: of `evaluation_record`.
         panels: pictures, if any.
         seconds: what the evaluation took.
+        further: blocks before the pictures. claim, title: see `write_oars_report`.
     """
     start, reward = roles.sft or "base", next(iter(run.rewards()), None)
     stages = [name for name in ("base", *(stage.name for stage in run.stages)) if (frame["method"] == name).any()]
@@ -185,12 +209,13 @@ def oars_document(
     kin = [m for m in metric_names(frame) if m not in trained and m not in held_out]
     crops = len(frame[["photograph", "crop"]].drop_duplicates())
     document = Document(
-        f"OARS: {run.tree.get('name', run.folder.name)}",
+        f"{title}: {run.tree.get('name', run.folder.name)}",
         f"{crops} test crops of {frame['photograph'].nunique()} photographs, none of which was trained on. "
         f"Seed {run.seed}; finished {run.record.get('made_with', {}).get('date', 'at an unknown time')}.",
     )
     if reward is not None:
-        document.add(*_verdicts(run, roles, frame, reward, start, {m: measured[m] for m in held_out if m in measured}))
+        witnessing = {m: measured[m] for m in held_out if m in measured}
+        document.add(*_verdicts(run, roles, frame, reward, start, witnessing, claim))
     if record.get("seen"):
         document.add(Callout("warning", "These are the contexts that were trained on: nothing here speaks of others."))
     pairs = _pairs(roles, start)
@@ -205,7 +230,7 @@ def oars_document(
         Text(f"Bicubic needs no policy; the mean prediction and the samples of fewer steps are those of **{start}**."),
         *_where_they_lie(frame, [*rest, *stages], reward, record),
     )
-    document.add(*_learning(run))
+    document.add(*_learning(run), *further)
     if panels is not None and panels.rows:
         document.add(Heading("Pictures"), panels)
     document.add(*_costs(run, seconds), Heading("What was measured"), *record_tables(record))
@@ -218,11 +243,21 @@ def _of(frame: pd.DataFrame, labels: Collection[str]) -> list[str]:
 
 
 def _verdicts(
-    run: RunFolder, roles: Roles, frame: pd.DataFrame, reward: str, start: str, witnesses: Mapping[str, str]
+    run: RunFolder,
+    roles: Roles,
+    frame: pd.DataFrame,
+    reward: str,
+    start: str,
+    witnesses: Mapping[str, str],
+    component: str | None,
 ) -> list[Block]:
     fidelity = present(frame, [f"{label}.fidelity" for label in run.rewards()])
     judges = independent_judges(witnesses, run.rewards().values())
-    _, callouts = claim(frame, reward, roles.final, start, roles.control, fidelity, judges)
+    if component is not None:
+        parts = [m for m in _of(frame, [reward]) if m.count(".") == 1 and "/" not in m]
+        reward = f"{reward}.{component}"
+        fidelity += [m for m in parts if m != reward]
+    _, callouts = verdict(frame, reward, roles.final, start, roles.control, fidelity, judges)
     stages = {"base", *(stage.name for stage in run.stages)}
     baselines = [name for name in dict.fromkeys(frame["method"]) if name not in stages]
     beside = against_baselines(frame, roles.final, baselines, reward)

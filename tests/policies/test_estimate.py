@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from writers import LAYOUT, QUESTION, TINY, lumina, writer
 
 from srgym.policies.estimate import Batches, Workload, blank_condition, estimate, skeleton
 from srgym.policies.tracing import extended, traced
@@ -206,3 +207,38 @@ def test_a_reference_of_a_megapixel_costs_2_6_times_one_of_512():
 
         each[side], _ = traced(policy, forward)
     assert each[1024] / each[512] == pytest.approx(2.6, abs=0.15)
+
+
+@pytest.mark.parametrize("kind", ["compact_vlcot", "lumina_vlcot"])
+def test_documents_cost_what_they_cost(kind, tmp_path):
+    """A document of full length, forward, and forward with backward: predicted on the meta device, counted here."""
+    if kind == "compact_vlcot":
+        policy, options, size = writer(adapters=False), {"scale": 4, **TINY}, 8
+    else:
+        policy, size = lumina(tmp_path, checkpointing=False, answer=500), 32
+        options = {"path": policy.path, "vq": policy.vq_path, "scale": 4, "side": 128, "dtype": "float32",
+                   "question": QUESTION, "layout": LAYOUT, "answer": 500, "checkpointing": False}  # fmt: skip
+    policy.add_adapters(rank=2, alpha=4.0)
+    predicted = estimate(
+        kind, options, Workload(4, steps=1, times=1), Batches(2, 4), height=size, width=size, lora=LORA
+    )
+    assert predicted.parameters["trainable"] == sum(p.numel() for _, p in policy.trainable_parameters())
+    length = policy.reading + policy.longest
+    shape = (1, length) if policy.reads_tokens else (1, length, 32)
+    inputs = torch.ones(*shape, dtype=torch.int64) if policy.reads_tokens else torch.randn(*shape)
+    assert policy.prefix(policy.encode({"lr": torch.rand(1, 3, size, size)})).shape[1] == policy.reading or (
+        kind == "lumina_vlcot"  # its words are counted by their letters there
+    )
+
+    def run():
+        return policy.logits(policy.network(inputs)[0][:, -policy.longest :]).sum()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+            run()
+        with FlopCounterMode(display=False) as both:
+            run().backward()
+    assert predicted.flops["writing"] == pytest.approx(8 * forward.get_total_flops(), rel=0.05)
+    # Fused attention, which is predicted, computes its scores once more in the backward pass.
+    assert predicted.flops["update"] == pytest.approx(8 * both.get_total_flops(), rel=0.15)
+    assert predicted.phases["writing"] == 2 * 8 * (length * 2 * 32) * 4
