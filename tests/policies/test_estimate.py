@@ -241,4 +241,4 @@ def test_documents_cost_what_they_cost(kind, tmp_path):
     assert predicted.flops["writing"] == pytest.approx(8 * forward.get_total_flops(), rel=0.05)
     # Fused attention, which is predicted, computes its scores once more in the backward pass.
     assert predicted.flops["update"] == pytest.approx(8 * both.get_total_flops(), rel=0.15)
-    assert predicted.phases["writing"] == 2 * 8 * (length * 2 * 32) * 4
+    assert predicted.phases["writing"] == pytest.approx(2 * 8 * (length * 2 * 32) * 4, rel=0.03)
