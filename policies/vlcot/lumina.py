@@ -110,7 +110,7 @@ class LuminaVLCoT(AutoregressivePolicy):
         pipe: `Parts` in place of both.
         side: of HR in pixels, a multiple of 128.
         scale: how many times larger HR is.
-        question: what is asked.
+        question: what is asked; None: `QUESTION`.
         answer: tokens of a document at most; None: those of its three images, and 1,400.
         dtype: of the weights, "bfloat16", "float16" or "float32".
         checkpointing: recompute layers in the backward pass.
@@ -134,7 +134,7 @@ class LuminaVLCoT(AutoregressivePolicy):
         pipe: Parts | None = None,
         side: int = 512,
         scale: int = 4,
-        question: str = QUESTION,
+        question: str | None = None,
         answer: int | None = None,
         dtype: str = "bfloat16",
         checkpointing: bool = True,
@@ -169,7 +169,7 @@ class LuminaVLCoT(AutoregressivePolicy):
             )
         self.grammar = self._grammar()
         self.longest = answer or self.grammar.places + 1400
-        self._question = self._asked(question)
+        self._question = self._asked(QUESTION if question is None else question)
         self.reading = len(self._question) + len(self._template(side)) + 2
 
     # Tokens
