@@ -93,12 +93,15 @@ class Estimate:
         resident: bytes that stay, by what they are.
         phases: bytes on top of them while a phase runs.
         flops: operations an iteration spends, by phase.
+        streamed: bytes of weights that an iteration reads to write token by token, which memory bounds and operations
+            don't.
     """
 
     parameters: Mapping[str, int]
     resident: Mapping[str, float]
     phases: Mapping[str, float]
     flops: Mapping[str, float]
+    streamed: float = 0.0
 
     @property
     def worst(self) -> str:
@@ -319,13 +322,14 @@ def _of_writer(policy: AutoregressivePolicy, work: Workload, batches: Batches) -
         torch.autograd.backward(run(rows).sum())
 
     forward_flops, _ = extended(policy, policy.core, forward)
-    phases, flops = dict[str, float](), dict[str, float]()
+    phases, flops, streamed = dict[str, float](), dict[str, float](), 0.0
     if work.steps:
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         cell = heads * (config.hidden_size // config.num_attention_heads)
         size = torch.empty((), dtype=kind).element_size()
         phases["writing"] = 2.0 * drawn * length * config.num_hidden_layers * cell * size
         flops["writing"] = samples * work.steps * forward_flops
+        streamed = -(-samples // drawn) * policy.longest * _bytes(policy.core.parameters())
     if work.times:
         update_flops, phases["update"] = extended(policy, policy.core, update)
         beside = sum(work.beside.values()) * forward_flops
@@ -339,7 +343,7 @@ def _of_writer(policy: AutoregressivePolicy, work: Workload, batches: Batches) -
         "gradients and AdamW's moments": 3 * _bytes(p for p in policy.parameters() if p.requires_grad),
         "rollouts": float(samples * (policy.longest * 3 * 8 + 4 * _pixels(policy))),
     }
-    return Estimate(_parameters(policy), resident, phases, flops)
+    return Estimate(_parameters(policy), resident, phases, flops, streamed)
 
 
 def _pixels(policy: Policy) -> int:

@@ -21,6 +21,7 @@ __all__ = ["Measured", "dry_run", "measure", "workload"]
 _GIB = 2**30
 _ASSUMED = "H100"
 _SHARE = 0.4
+_STREAM = 3e12  # bytes a second that such a device reads of its memory
 _SMALL = 1e8  # parameters, below which a processor will do
 
 
@@ -128,6 +129,12 @@ def _time(stage: StageConfig, predicted: Estimate) -> list[str]:
         name, peak = _processor()
     seconds = predicted.seconds(peak, _SHARE)
     lines = [f"{seconds:.3g} s an iteration on {name} at {_SHARE:.0%} of its peak, rewards not counted"]
+    if predicted.streamed > _STREAM:
+        lines.append(
+            f"writing token by token reads {predicted.streamed / 1e12:.3g} TB of weights an iteration: at "
+            f"{_STREAM / 1e12:g} TB a second {predicted.streamed / _STREAM:.3g} s more"
+        )
+        seconds += predicted.streamed / _STREAM
     iterations = stage.sections["runner"].get("iterations")
     if iterations:
         lines.append(f"{_hours(seconds * iterations)} for {iterations} iterations")

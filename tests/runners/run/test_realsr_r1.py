@@ -129,4 +129,4 @@ def test_its_dry_run_says_what_7b_need(capsys, tmp_path: Path):
     assert main(["train", "experiment=realsr_r1_7b", f"env.path={tmp_path}", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"parameters, network\s+6\.78 G", said) and "memory at the worst" in said
-    assert "missing here" in said
+    assert "TB of weights an iteration" in said
