@@ -274,7 +274,7 @@ class AutoregressivePolicy(Policy):
                 log_prob[:, i] = likelihood(logits, token, mode, self.grammar, sampling.temperature)[0]
             tokens[:, i], place[:, i] = token, now
             now, images = self.grammar.advance(now, images, token)
-            if bool((now == Grammar.OVER_PLACE).all()):
+            if not self.sharded and bool((now == Grammar.OVER_PLACE).all()):  # else all must run the same forwards
                 break
             inputs = self.embed(token[:, None], now[:, None], cond)
         return tokens, place, log_prob

@@ -107,7 +107,7 @@ class CompactVLCoT(AutoregressivePolicy):
             )
         if temperature < 0:
             raise Refusal(f"compact_vlcot: expected a temperature of 0 or more, got {temperature}")
-        from transformers import Qwen3Config, Qwen3ForCausalLM
+        from transformers import Qwen3Config, Qwen3Model
 
         self.scale, self.temperature, self.side = scale, temperature, side
         self.window = (side // scale, side // scale)
@@ -126,12 +126,14 @@ class CompactVLCoT(AutoregressivePolicy):
             self.codec = ResidualCodec(levels, depth, codec_width)
             self.seen = _Seen(width, cells)
             total = len(self.vocabulary) + self.codec.codes
-            self.writer = Qwen3ForCausalLM(
+            self.tokens, self.head = nn.Embedding(total, width), nn.Linear(width, total, bias=False)
+            for layer in (self.tokens, self.head):
+                nn.init.normal_(layer.weight, std=0.02)
+            self.writer = Qwen3Model(
                 Qwen3Config(
-                    vocab_size=total, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+                    vocab_size=1, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
                     num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads,
-                    max_position_embeddings=4096, tie_word_embeddings=False, attn_implementation="sdpa",
-                    pad_token_id=0, bos_token_id=self.vocabulary.index[START], eos_token_id=self.vocabulary.index[END],
+                    max_position_embeddings=4096, attn_implementation="sdpa",
                 )
             )  # fmt: skip
             self.grammar = self._grammar(total, cells)
@@ -207,17 +209,17 @@ class CompactVLCoT(AutoregressivePolicy):
         at = place.clamp_min(0)
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
         guide: Tensor = cond["guide"][rows, self.get_buffer("patch")[at]]
-        embedded: Tensor = self.writer.model.embed_tokens(tokens) + self.place(at) + guide
+        embedded: Tensor = self.tokens(tokens) + self.place(at) + guide
         return embedded
 
     def network(
         self, inputs: Tensor, cache: Any = None, *, keep: bool = False, mask: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        out = self.writer.model(inputs_embeds=inputs, past_key_values=cache, use_cache=keep, attention_mask=mask)
+        out = self.writer(inputs_embeds=inputs, past_key_values=cache, use_cache=keep, attention_mask=mask)
         return out.last_hidden_state, out.past_key_values
 
     def logits(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.writer.lm_head(hidden)
+        out: Tensor = self.head(hidden)
         return out
 
     # Documents

@@ -249,7 +249,7 @@ def test_rewarded_words_are_written_more_and_punished_ones_less(which, seed, sig
     policy.add_adapters(rank=4, alpha=8.0, seed=seed)
     policy.longest, half = 12, len(policy.vocabulary) // 2
     with torch.no_grad():
-        policy.writer.lm_head.weight.mul_(5)  # it has no LoRA, and a fresh one can hardly tell words apart
+        policy.head.weight.mul_(5)  # it has no LoRA, and a fresh one can hardly tell words apart
 
     def share(rolled):
         return (rolled["tokens"] < half).float().mean(1)

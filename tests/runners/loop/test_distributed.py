@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensordict import TensorDict
+from writers import TINY
 
 from srgym.agents import DiffusionNFT
 from srgym.policies import load
@@ -29,6 +30,13 @@ SETTINGS = [
 # Full weights are trained in the cold start, which can't be split: that stage says ddp itself.
 FSDP = ["runner.parallel=fsdp", "stages.cold_start.runner.parallel=ddp"]
 LONG = ["stages.cold_start.runner.iterations=5000", "runner.checkpoint_every=0"]
+WRITER = [
+    "experiment=realsr_r1", "policy.weights=null", *(f"policy.{key}={value}" for key, value in TINY.items()),
+    "env.size=32", "runner.contexts=4", "runner.rollout_batch=4",
+    "runner.microbatch=4", "runner.iterations=2", "agent.group_size=4", "runner.threads=1", "runner.device=cpu",
+    "logger=csv", "heldout=null", "report=null", "stages.cold_start.runner.iterations=2", "lora.rank=2",
+    "stages.cold_start.runner.contexts=4", "stages.cold_start.runner.microbatch=4", "agent.credit=sum", "env.crops=8",
+]  # fmt: skip
 JOBS: dict[str, dict[str, Any]] = {
     "alone": {"processes": 1},
     "ddp": {"processes": 2},
@@ -41,6 +49,9 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "grpo": {"processes": 1, "settings": ["agent=flow_grpo", "agent.std=batch", "agent.group_size=3"]},
     "grpo_ddp": {"processes": 2, "settings": ["agent=flow_grpo", "agent.std=batch", "agent.group_size=3"]},
+    "writer": {"processes": 1, "base": WRITER},
+    "writer_ddp": {"processes": 2, "base": WRITER},
+    "writer_fsdp": {"processes": 2, "base": WRITER, "settings": FSDP},
     "killed": {"processes": 2, "settings": LONG, "signal": [1, signal.SIGKILL]},
     "silent": {"processes": 2, "settings": [*LONG, "runner.patience=3"], "signal": [1, signal.SIGSTOP]},
     "told": {"processes": 2, "settings": LONG, "signal": [1, signal.SIGUSR1]},
@@ -53,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("runs")
     folders = {name: root / ("fsdp" if name == "stopped" else name) for name in JOBS}
     jobs = [
-        {**job, "out": str(folders[name]), "settings": [*SETTINGS, *job.get("settings", [])]}
+        {**job, "out": str(folders[name]), "settings": [*job.get("base", SETTINGS), *job.get("settings", [])]}
         for name, job in JOBS.items()
     ]
     ran = subprocess.run(
@@ -81,6 +92,20 @@ def difference(found, expected):
     assert set(found) == set(expected)
     one, other = (torch.cat([lora[key].flatten() for key in sorted(expected)]).double() for lora in (found, expected))
     return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("two", ["writer_ddp", "writer_fsdp"])
+def test_two_processes_write_what_one_does(runs, two):
+    (alone, codes, outputs), (out, two_codes, two_outputs) = runs["writer"], runs[two]
+    assert codes == [0] and two_codes == [0, 0], (outputs, two_outputs)
+    for stage in ("grpo", "shuffled"):
+        for name, expected in adapters(alone, stage).items():
+            assert difference(adapters(out, stage)[name], expected) <= 1e-5, (stage, name)
+        ours, theirs = rows(out, stage), rows(alone, stage)
+        assert len(ours) == len(theirs) > 0
+        for found, expected in zip(ours, theirs, strict=True):
+            for key in ("reward/generation", "reward/format", "loss/policy", "agent/rows"):
+                assert float(found[key]) == pytest.approx(float(expected[key]), rel=1e-5, abs=1e-6), (stage, key)
 
 
 @pytest.mark.parametrize("one, two", [("alone", "ddp"), ("alone", "fsdp"), ("grpo", "grpo_ddp")])
