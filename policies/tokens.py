@@ -340,12 +340,12 @@ class AutoregressivePolicy(Policy):
     def made(self, rolled: TensorDict) -> dict[str, Any]:
         return {"text": self.text(rolled["tokens"]), "intermediate": [rolled["coarse"], rolled["middle"]]}
 
-    def last_image(self, tokens: Tensor, image: int) -> tuple[Tensor, Tensor]:
+    def last_image(self, tokens: Tensor, place: Tensor, image: int) -> tuple[Tensor, Tensor]:
         """The documents [N, L] in which an image stands whole, int64 [M], and the tokens drawn for its last, [M, n]."""
         first = int(self.grammar.first[image])
         own = torch.arange(len(self.grammar.table), device=tokens.device)[first:]
         end = int((self.grammar.follows[first:] == 0).nonzero()[0])
-        closing = self.grammar.walk(tokens) == own[end]
+        closing = place == own[end]
         rows = closing.any(1).nonzero().flatten()
         at = closing.shape[1] - 1 - closing[rows].flip(1).int().argmax(1)
         drawn = tokens[rows[:, None], at[:, None] - end + torch.arange(end + 1, device=tokens.device)]

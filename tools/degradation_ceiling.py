@@ -2,9 +2,9 @@
 
     python tools/degradation_ceiling.py PRESET SIZE [STEPS]
 
-trains a small classifier on the eight steps' labels, on crops of SIZE pixels of the training photographs, and prints its
-share of right labels on the validation photographs beside that of the best constant answer. Where the two are alike, the
-reward is noise.
+trains a small classifier on the eight steps' labels, on crops of SIZE pixels of the training photographs, and prints
+its share of right labels on the validation photographs beside that of the best constant answer. Where the two are
+alike, the reward is noise.
 """
 
 import sys

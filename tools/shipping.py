@@ -1,6 +1,7 @@
 """Weights that ship with the package: copied from a run, measured on held-out photographs, provenance beside them.
 
 python tools/shipping.py policy runs/compact_base policies/weights/compact_base COMMIT
+python tools/shipping.py writer runs/compact_vlcot policies/weights/compact_vlcot COMMIT
 python tools/shipping.py scorer runs/compass_compact rewards/weights/compass_compact COMMIT
 python tools/shipping.py scorer runs/finpercep_compact rewards/weights/finpercep_compact COMMIT
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from srgym.envs import sources
 from srgym.envs.photographs import PHOTOGRAPHS
-from srgym.sealed import seal
+from srgym.sealed import read_tensors, seal, write_tensors
 
 __all__ = ["held_out", "provenance", "ship"]
 
@@ -37,6 +38,44 @@ def held_out(folder: Path, split: str) -> dict[str, dict[str, float]]:
     frame = evaluate(methods, sources.make("photographs", split=split), _METRICS)
     table = frame.groupby(["method", "metric"], sort=False)["value"].mean().unstack()
     return {str(name): {str(k): round(float(v), 4) for k, v in row.items()} for name, row in table.iterrows()}
+
+
+def written(folder: Path, split: str) -> dict[str, dict[str, float]]:
+    """`held_out` of a policy that writes, x4 `mixture` at its own size: bicubic, the mean that is known without a
+    token, the image of the truth's own tokens, and samples at three temperatures; rewards of the words beside them."""
+    from srgym import policies
+    from srgym.envs.task import SRTask
+    from srgym.policies.tokens import TokenSampling
+    from srgym.runners.measure.evaluation import Evaluation
+    from srgym.runners.measure.methods import Bicubic, Mean, Samples
+
+    policy: Any = policies.make("compact_vlcot", weights=str(folder))
+    source = sources.make("photographs", split=split, preset="mixture", size=policy.side, crops=24)
+    words = {"name": "realsr_r1", "generation": "structure_texture", "reference": False}
+    methods: dict[str, Any] = {"bicubic": Bicubic(4), "mean": Mean(policy), "tokens of the truth": _Told(policy)}
+    methods |= {f"T = {t:g}": Samples(policy, sampling=TokenSampling(t)) for t in (0.0, 0.7, 1.0)}
+    # The reward takes what a policy gives; those without words have no score for them.
+    task = SRTask(source, descriptions="statistics")
+    frame = Evaluation(task, {**{name: name for name in _METRICS}, "words": words}).measure(methods)
+    table = frame.groupby(["method", "metric"], sort=False)["value"].mean().unstack()
+    table = table[[name for name in table if not str(name).startswith("words.generation")]]
+    rows = {str(name): {str(k): round(float(v), 4) for k, v in row.dropna().items()} for name, row in table.iterrows()}
+    return {name: {k: v for k, v in row.items() if k != "words"} for name, row in rows.items()}
+
+
+class _Told:
+    """The image of the truth's own tokens: what a policy that makes no mistake would give."""
+
+    random, gives, record = False, frozenset[str](), {"kind": "tokens of the truth"}
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def __call__(self, context: Any, seed: int) -> Any:
+        from srgym.runners.measure.methods import Drawn
+
+        known = self.policy.predict_mean(context.lr)
+        return Drawn(self.policy.codec.decode(self.policy.codec.encode(context.hr, known, 2), known, 2))
 
 
 def provenance(run: Path, commit: str) -> dict[str, Any]:
@@ -63,6 +102,13 @@ def provenance(run: Path, commit: str) -> dict[str, Any]:
     }
 
 
+def _halve(source: Path, target: Path) -> None:
+    """Weights in float16, which is half of what would have to be kept; they are float32 again when they are loaded."""
+    tensors = {name: tensor.half() for name, tensor in read_tensors(source / "model.safetensors").items()}
+    write_tensors(target / "model.safetensors", tensors)
+    shutil.copyfile(source / "policy.json", target / "policy.json")
+
+
 def _without_places(override: str) -> str:
     """A setting with FOLDER where it names one of this machine's."""
     key, _, value = override.partition("=")
@@ -83,12 +129,18 @@ def ship(kind: str, run: Path, target: Path, commit: str) -> None:
         source = run / json.loads((run / "run.json").read_text())["policy"]
         files: tuple[str, ...] = ("model.safetensors", "policy.json")
         figures: dict[str, Any] = {split: held_out(source, split) for split in ("validation", "test")}
+    elif kind == "writer":
+        source = run / json.loads((run / "run.json").read_text())["policy"]
+        files = ("model.safetensors", "policy.json")
+        _halve(source, target)
+        source = target
+        figures = {split: written(target, split) for split in ("validation", "test")}
     else:
         source = run / "stages" / "scorer" / "scorer"
         files = ("model.safetensors", "model.json")
         found = next(path for name in _FIGURES if (path := source / name).is_file())
         figures = {"validation": json.loads(found.read_text())}
-    for file in files:
+    for file in files if source != target else ():
         shutil.copyfile(source / file, target / file)
     before.write_text(json.dumps({**described, "held_out": figures}, indent=2) + "\n")
     seal(target)

@@ -227,8 +227,9 @@ class CompactVLCoT(AutoregressivePolicy):
     def images(self, tokens: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
         known = pyramid(cond["mean"])
         made, whole = [], torch.zeros(len(tokens), len(IMAGES), dtype=torch.bool, device=tokens.device)
+        place = self.grammar.walk(tokens)
         for i, size in enumerate(self._sizes):
-            rows, drawn = self.last_image(tokens, i)
+            rows, drawn = self.last_image(tokens, place, i)
             image = torch.full((len(tokens), 3, size, size), 0.5, device=tokens.device)
             if len(rows):
                 codes = drawn - len(self.vocabulary)

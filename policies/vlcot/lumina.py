@@ -264,8 +264,9 @@ class LuminaVLCoT(AutoregressivePolicy):
         made, whole = [], torch.zeros(len(tokens), len(IMAGES), dtype=torch.bool, device=tokens.device)
         code = torch.zeros(len(self.grammar.words), dtype=torch.int64, device=tokens.device)
         code[self._codes.to(tokens.device)] = torch.arange(len(self._codes), device=tokens.device)
+        place = self.grammar.walk(tokens)
         for i, size in enumerate(self._sizes):
-            rows, drawn = self.last_image(tokens, i)
+            rows, drawn = self.last_image(tokens, place, i)
             image = torch.full((len(tokens), 3, size, size), 0.5, device=tokens.device)
             for row, codes in zip(rows.tolist(), code[drawn], strict=True):
                 image[row] = self.vq.decode(codes[None], size, size)[0]
@@ -275,11 +276,11 @@ class LuminaVLCoT(AutoregressivePolicy):
 
     def _pieces(self, row: Sequence[int]) -> list[str]:
         """What each token of a document adds to its text, up to the end."""
-        pieces, words = [], set(torch.nonzero(self.grammar.words.cpu()).flatten().tolist())
+        pieces = []
         for token in row:
             if token == self.layout.end:
                 break
-            spoken = token in words and token != self.layout.soi
+            spoken = token != self.layout.soi and bool(self.grammar.words[token])
             pieces.append(self.tokenizer.decode([token]) if spoken else PICTURE if token == self.layout.soi else "")
         return pieces
 
@@ -299,20 +300,20 @@ class LuminaVLCoT(AutoregressivePolicy):
     def sections(self, tokens: Tensor) -> Tensor:
         section = torch.zeros_like(tokens)
         for row, document in enumerate(tokens.tolist()):
-            said, now = "", 0
+            said, now, place = "", 0, -1
             for place, piece in enumerate(self._pieces(document)):
                 section[row, place] = now
                 said += piece
                 if now < len(SECTIONS) - 1 and f"</{SECTIONS[now]}>" in said:
                     said, now = "", now + 1
-            section[row, len(self._pieces(document)) :] = now
+            section[row, place + 1 :] = now
         return section
 
     @torch.no_grad()
     def documents(self, hr: Tensor, texts: Sequence[Mapping[str, str]], cond: TensorDict) -> Tensor:
         self.check_texts(texts)
         blocks = {name: self._block(image) for name, image in zip(IMAGES, pyramid(hr.to(self.device)), strict=True)}
-        tokens = torch.full((len(hr), self.longest), self.layout.pad, dtype=torch.int64, device=self.device)
+        tokens = torch.zeros(len(hr), self.longest, dtype=torch.int64, device=self.device)
         for row, written in enumerate(texts):
             document: list[int] = []
             for name in SECTIONS:
