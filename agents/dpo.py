@@ -258,8 +258,8 @@ class DPO(FlowAgent):
         both = torch.cat([sample, batch["lose"]])
         document = (samples["tokens"][both], samples["place"][both], samples["cond"][both])
         with torch.no_grad(), policy.adapter(None):
-            reference = -policy.log_prob(*document)[0].sum(1)
-        return -policy.log_prob(*document)[0].sum(1), reference
+            reference = -policy.log_prob(*document).log_prob.sum(1)
+        return -policy.log_prob(*document).log_prob.sum(1), reference
 
     def _flow_errors(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
         """As `_document_errors`."""

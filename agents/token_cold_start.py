@@ -2,7 +2,8 @@
 
     loss = -mean of log p(token | what stands before it)
 
-over words and image tokens; what the grammar forces costs nothing. The released code adds a z-loss, 1e-5 (log Z)^2.
+over words and image tokens; what the grammar forces costs nothing. The released code adds a z-loss, 1e-5 (log Z)^2, Z
+being the softmax's normaliser (here over what may stand at a place).
 """
 
 from collections.abc import Collection
@@ -27,6 +28,7 @@ class TokenColdStart(Agent):
         policy: what writes.
         reward: taken so that every agent is built alike; not used.
         words: the weight of a word, an image token's being 1.
+        z_loss: the weight of the squared logarithm of the softmax's normaliser; 1e-5 in the code.
         epochs: optimiser steps of an iteration.
         ema, provides: see `Agent`.
 
@@ -45,14 +47,15 @@ class TokenColdStart(Agent):
         reward: Reward | None = None,
         *,
         words: float = 1.0,
+        z_loss: float = 0.0,
         epochs: int = 1,
         ema: float = 0.99,
         provides: Collection[str] | None = None,
     ) -> None:
         super().__init__(policy, None, epochs=epochs, ema=ema, provides=provides)
-        if words < 0:
-            raise Refusal(f"expected words of 0 or more, got {words}")
-        self.words = words
+        if words < 0 or z_loss < 0:
+            raise Refusal(f"expected words and z_loss of 0 or more, got {words} and {z_loss}")
+        self.words, self.z_loss = words, z_loss
         self.encodes = not policy.has_adapters
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
@@ -64,11 +67,13 @@ class TokenColdStart(Agent):
 
     def loss(self, batch: TensorDict) -> TensorDict:
         cond = self.policy.encode({"lr": batch["lr"], "prompt": None}) if self.encodes else batch["cond"]
-        log_prob, entropy = self.policy.log_prob(batch["tokens"], batch["place"], cond)
+        log_prob, entropy, log_z = self.policy.log_prob(batch["tokens"], batch["place"], cond)
         mode = self.policy.grammar.modes(batch["place"])
         kinds = {"word": mode == WORD, "image": mode == IMAGE}
         weight = self.words * kinds["word"] + 1.0 * kinds["image"]
         terms = {"loss_tokens": -(weight * log_prob).sum() / weight.sum().clamp_min(1e-9)}
+        if self.z_loss:
+            terms["loss_z"] = self.z_loss * (weight * log_z.square()).sum() / weight.sum().clamp_min(1e-9)
         with torch.no_grad():
             for name, kind in kinds.items():
                 count = kind.sum().clamp_min(1)

@@ -199,7 +199,7 @@ class TokenGRPO(Agent):
         samples, sample = shared(batch)
         document = (samples["tokens"][sample], samples["place"][sample], samples["cond"][sample], self.temperature)
         base = self._log_prob_of(None, *document) if self.kl else None
-        log_prob, entropy = self.policy.log_prob(*document)
+        log_prob, entropy, _ = self.policy.log_prob(*document)
         old = samples["log_prob"][sample]
         moved = {}
         if self.old_log_prob == "recomputed":
@@ -224,7 +224,7 @@ class TokenGRPO(Agent):
     @torch.no_grad()
     def _log_prob_of(self, adapter: str | None, *document: Any) -> Tensor:
         with self.policy.adapter(adapter):
-            return self.policy.log_prob(*document)[0]
+            return self.policy.log_prob(*document).log_prob
 
     def _trained(self, place: Tensor) -> Tensor:
         """The tokens that are trained: bool [N, L]."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -16,7 +16,17 @@ from srgym.errors import Refusal
 from srgym.policies.base import Policy
 from srgym.policies.noise import Noise
 
-__all__ = ["FORCED", "IMAGE", "OVER", "WORD", "AutoregressivePolicy", "Grammar", "TokenSampling", "likelihood"]
+__all__ = [
+    "FORCED",
+    "IMAGE",
+    "OVER",
+    "WORD",
+    "AutoregressivePolicy",
+    "Grammar",
+    "Likelihood",
+    "TokenSampling",
+    "likelihood",
+]
 
 WORD, IMAGE, FORCED, OVER = range(4)
 """How a token was chosen: among words, among image tokens, by the grammar alone, or after the end."""
@@ -142,25 +152,35 @@ class Grammar:
         return torch.where((mode == IMAGE)[..., None], self.image_tokens, self.words)
 
 
-def likelihood(
-    logits: Tensor, tokens: Tensor, mode: Tensor, grammar: Grammar, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of tokens [...] under the very distribution that they are drawn from, and its entropy.
+class Likelihood(NamedTuple):
+    """Of tokens, each [...] in float32 at least, 0 where nothing is drawn.
+
+    Attributes:
+        log_prob: of the token, under the very distribution that it is drawn from.
+        entropy: of that distribution, without gradient.
+        log_z: the logarithm of its normaliser, which a z-loss keeps near 0.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    log_z: Tensor
+
+
+def likelihood(logits: Tensor, tokens: Tensor, mode: Tensor, grammar: Grammar, temperature: float = 1.0) -> Likelihood:
+    """What tokens [...] are worth.
 
     Args:
         logits: [..., V]. mode: [...], see `Grammar.modes`.
-
-    Returns:
-        Both [...] in float32 at least, 0 where nothing is drawn; the entropy without gradient.
     """
     floats = logits if logits.dtype == torch.float64 else logits.float()
     scaled = (floats / temperature).masked_fill(~grammar.allowed(mode), -torch.inf)
-    log_prob = scaled.log_softmax(-1)
+    log_z = scaled.logsumexp(-1)
+    log_prob = scaled - log_z[..., None]
     free = mode < FORCED
     picked = log_prob.gather(-1, tokens[..., None])[..., 0]
     with torch.no_grad():
         entropy = -(log_prob.exp() * log_prob.masked_fill(log_prob == -torch.inf, 0)).sum(-1)
-    return torch.where(free, picked, 0.0), torch.where(free, entropy, 0.0)
+    return Likelihood(*(torch.where(free, value, 0.0) for value in (picked, entropy, log_z)))
 
 
 class AutoregressivePolicy(Policy):
@@ -271,7 +291,7 @@ class AutoregressivePolicy(Policy):
             token = self._pick(logits, mode, drawn[:, i], sampling)
             token = torch.where(mode == FORCED, self.grammar.forced(now), token * (mode != OVER))
             if sampling.scored:
-                log_prob[:, i] = likelihood(logits, token, mode, self.grammar, sampling.temperature)[0]
+                log_prob[:, i] = likelihood(logits, token, mode, self.grammar, sampling.temperature).log_prob
             tokens[:, i], place[:, i] = token, now
             now, images = self.grammar.advance(now, images, token)
             if not self.sharded and bool((now == Grammar.OVER_PLACE).all()):  # else all must run the same forwards
@@ -294,9 +314,7 @@ class AutoregressivePolicy(Policy):
         last = scaled.shape[-1] - 1 - torch.isfinite(scaled).flip(-1).int().argmax(-1)
         return torch.minimum(token, last)
 
-    def log_prob(
-        self, tokens: Tensor, place: Tensor, cond: TensorDict, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def log_prob(self, tokens: Tensor, place: Tensor, cond: TensorDict, temperature: float = 1.0) -> Likelihood:
         """What documents [N, L] are worth under the active adapter.
 
         Args:
@@ -304,7 +322,7 @@ class AutoregressivePolicy(Policy):
             temperature: that they were drawn at.
 
         Returns:
-            Log-probabilities and entropies (without gradient), [N, L] each, 0 at forced places and after the end.
+            Of every token, [N, L] each; 0 at forced places and after the end.
         """
         used = max(int((place != Grammar.OVER_PLACE).sum(1).max()), 1)
         here, at = tokens[:, :used], place[:, :used]
@@ -317,8 +335,7 @@ class AutoregressivePolicy(Policy):
             for part in zip(*(torch.split(x, cut, 1) for x in (hidden, here, mode)), strict=True)
         ]
         rest = tokens.shape[1] - used
-        scores, entropies = (F.pad(torch.cat(columns, 1), (0, rest)) for columns in zip(*parts, strict=True))
-        return scores, entropies
+        return Likelihood(*(F.pad(torch.cat(columns, 1), (0, rest)) for columns in zip(*parts, strict=True)))
 
     def chunk(self, rows: int) -> int:
         """How many places' logits are computed at once."""
@@ -326,15 +343,15 @@ class AutoregressivePolicy(Policy):
 
     def _likelihood(
         self, hidden: Tensor, tokens: Tensor, mode: Tensor, *, temperature: float, again: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Likelihood:
         """`likelihood` of hidden states; `again`: its logits are computed once more for the gradient, not kept."""
 
-        def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        def score(hidden: Tensor) -> Likelihood:
             return likelihood(self.logits(hidden), tokens, mode, self.grammar, temperature)
 
         if not (again and torch.is_grad_enabled()):
             return score(hidden)
-        result: tuple[Tensor, Tensor] = checkpoint(score, hidden, use_reentrant=False)
+        result: Likelihood = checkpoint(score, hidden, use_reentrant=False)
         return result
 
     def made(self, rolled: TensorDict) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _entropies(evaluation: Evaluation, policy: AutoregressivePolicy, temperature
         seeds = derive_seeds(evaluation.seeds[0], 0, context.index, stream="evaluation")
         with policy.adapter("ema"):
             drawn = policy.rollout(_observed(policy, context), TokenSampling(temperature), seeds)
-            _, entropy = policy.log_prob(drawn["tokens"], drawn["place"], drawn["cond"], temperature)
+            entropy = policy.log_prob(drawn["tokens"], drawn["place"], drawn["cond"], temperature).entropy
         mode = policy.grammar.modes(drawn["place"])
         for i, kind in enumerate((WORD, IMAGE)):
             sums[i] += entropy[mode == kind].sum().cpu()

@@ -132,7 +132,7 @@ def test_cold_start_is_the_mean_negative_log_likelihood(policy):
     bandit = task(policy)
     agent = TokenColdStart(policy, words=3.0)
     rollout = collect(bandit, policy, agent, bandit.context(range(5)), seed=0, iteration=0)
-    log_prob, _ = policy.log_prob(rollout["tokens"], rollout["place"], rollout["cond"])
+    log_prob, _, _ = policy.log_prob(rollout["tokens"], rollout["place"], rollout["cond"])
     mode = policy.grammar.modes(rollout["place"])
     expected = -(3 * log_prob[mode == WORD].sum() + log_prob[mode == IMAGE].sum())
     expected = expected / (3 * (mode == WORD).sum() + (mode == IMAGE).sum())
@@ -166,6 +166,16 @@ def test_the_codec_learns_the_image():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_z_loss_is_the_squared_normaliser(policy):
+    bandit = task(policy)
+    plain, agent = TokenColdStart(policy), TokenColdStart(policy, z_loss=0.5)
+    rows = agent.prepare(collect(bandit, policy, agent, bandit.context(range(3)), seed=0, iteration=0))
+    log_z = policy.log_prob(rows["tokens"], rows["place"], rows["cond"]).log_z
+    drawn_at = policy.grammar.modes(rows["place"]) <= IMAGE
+    assert float(agent.loss(rows)["loss_z"]) == pytest.approx(0.5 * float(log_z[drawn_at].square().mean()), rel=1e-4)
+    assert "loss_z" not in plain.loss(rows)
 
 
 @pytest.mark.parametrize("level", ["sequence", "token", "section"])

@@ -92,7 +92,7 @@ def test_true_documents_and_drawn_ones_score_alike_with_and_without_a_cache(poli
     tokens, _, cond = written
     place = policy.grammar.walk(tokens)
     with torch.no_grad(), policy.adapter(adapter):
-        whole, _ = policy.log_prob(tokens, place, cond)
+        whole, _, _ = policy.log_prob(tokens, place, cond)
         hidden, cache = policy.network(policy.prefix(cond), keep=True)
         steps = [hidden[:, -1:]]
         for i in range(60):
@@ -105,7 +105,7 @@ def test_true_documents_and_drawn_ones_score_alike_with_and_without_a_cache(poli
     seeds = derive_seeds(0, 0, torch.arange(2))
     with torch.no_grad(), policy.adapter(adapter):
         drawn = policy.sample(cond, SHORT, seeds)
-        again, _ = policy.log_prob(drawn["tokens"], drawn["place"], cond)
+        again, _, _ = policy.log_prob(drawn["tokens"], drawn["place"], cond)
         alone = policy.sample(cond[1:], SHORT, seeds[1:])
     torch.testing.assert_close(again, drawn["log_prob"], atol=1e-4, rtol=0)
     assert torch.equal(alone["tokens"], drawn["tokens"][1:])
@@ -115,7 +115,7 @@ def test_image_tokens_have_a_likelihood(policy, written):
     tokens, _, cond = written
     place = policy.grammar.walk(tokens)
     with torch.no_grad():
-        score, entropy = policy.log_prob(tokens, place, cond)
+        score, entropy, _ = policy.log_prob(tokens, place, cond)
     mode = policy.grammar.modes(place)
     for kind, count in ((IMAGE, 64), (WORD, int(policy.grammar.words.sum()))):
         assert float(score[mode == kind].min()) > -30 and 0 < float(entropy[mode == kind].max()) <= math.log(count)

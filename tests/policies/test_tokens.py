@@ -31,10 +31,11 @@ def test_places_by_hand():
 def test_a_likelihood_by_hand():
     logits = torch.zeros(1, 2, 8, dtype=torch.float64)
     logits[0, 1, 6] = 2.0
-    score, entropy = likelihood(logits, torch.tensor([[3, 6]]), torch.tensor([[WORD, IMAGE]]), GRAMMAR, 0.5)
+    score, entropy, log_z = likelihood(logits, torch.tensor([[3, 6]]), torch.tensor([[WORD, IMAGE]]), GRAMMAR, 0.5)
     among = torch.tensor([0.0, 4.0, 0.0], dtype=torch.float64).log_softmax(0)
     torch.testing.assert_close(score, torch.stack([-torch.tensor(5.0).double().log(), among[1]])[None])
     torch.testing.assert_close(entropy[0, 1], -(among.exp() * among).sum())
+    torch.testing.assert_close(log_z[0, 1], torch.tensor([0.0, 4.0, 0.0]).double().logsumexp(0))
     still = likelihood(logits, torch.tensor([[3, 6]]), torch.tensor([[FORCED, OVER]]), GRAMMAR)
     assert not still[0].any() and not still[1].any()
 
@@ -45,7 +46,7 @@ def test_tokens_score_as_they_were_drawn(policy, temperature, adapter):
     """The key-value cache on one side, whole sequences on the other."""
     with policy.adapter(adapter):
         documents = drawn(policy, temperature=temperature)
-        again, _ = policy.log_prob(documents["tokens"], documents["place"], documents["cond"], temperature)
+        again, _, _ = policy.log_prob(documents["tokens"], documents["place"], documents["cond"], temperature)
     torch.testing.assert_close(again, documents["log_prob"], atol=1e-4, rtol=0)
     assert float(documents["log_prob"].min()) < -1
 
@@ -122,7 +123,7 @@ def test_chunks_of_a_large_vocabulary_are_the_whole(policy, monkeypatch):
 
     def gradients():
         policy.zero_grad()
-        score, _ = policy.log_prob(*document)
+        score, _, _ = policy.log_prob(*document)
         score.sum().backward()
         return score, [p.grad.clone() for _, p in policy.trainable_parameters()]
 
