@@ -49,9 +49,7 @@ def ways(
     frame = evaluation.measure(methods)
     pairs = [(_way(final, t), _way(start, t)) for t in TEMPERATURES]
     metrics = [metric for metric in dict.fromkeys(frame["metric"]) if metric.count(".") <= 1]
-    rows = [
-        [_way(name, t), *map(plain, _entropies(evaluation, policies[name], t))] for name in policies for t in (1.0,)
-    ]
+    rows = [[name, *map(plain, _entropies(evaluation, policy))] for name, policy in policies.items()]
     return frame, [
         Heading("By how it is sampled"),
         Text(
@@ -72,14 +70,14 @@ def _way(name: str, temperature: float) -> str:
 
 
 @torch.no_grad()
-def _entropies(evaluation: Evaluation, policy: AutoregressivePolicy, temperature: float) -> tuple[float, float]:
-    """Means over the words and the image tokens of one document of each context."""
+def _entropies(evaluation: Evaluation, policy: AutoregressivePolicy) -> tuple[float, float]:
+    """Means over the words and the image tokens of one document of each context, drawn at temperature 1."""
     sums, counts = torch.zeros(2), torch.zeros(2)
     for context in evaluation.task.batches(evaluation.indices, evaluation.batch):
         seeds = derive_seeds(evaluation.seeds[0], 0, context.index, stream="evaluation")
         with policy.adapter("ema"):
-            drawn = policy.rollout(_observed(policy, context), TokenSampling(temperature), seeds)
-            entropy = policy.log_prob(drawn["tokens"], drawn["place"], drawn["cond"], temperature).entropy
+            drawn = policy.rollout(_observed(policy, context), TokenSampling(1.0), seeds)
+            entropy = policy.log_prob(drawn["tokens"], drawn["place"], drawn["cond"]).entropy
         mode = policy.grammar.modes(drawn["place"])
         for i, kind in enumerate((WORD, IMAGE)):
             sums[i] += entropy[mode == kind].sum().cpu()
