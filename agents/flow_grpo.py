@@ -216,10 +216,7 @@ class FlowGRPO(FlowAgent):
             moved = {"anchor_shift": (anew - old_log_prob).abs().mean()}
             old_log_prob = anew
         self._check_ratio(log_prob, old_log_prob)
-        if before is not None and self.guard:
-            each = self._guarded_loss(log_prob, old_log_prob, batch["advantage"], now, before, t - t_next)
-        else:
-            each = grpo_loss(log_prob, old_log_prob, batch["advantage"], clip=self.clip)
+        each = self._objective(log_prob, old_log_prob, batch["advantage"], now, before, t - t_next)
         change = (log_prob - old_log_prob).detach()
         terms = {
             "loss_policy": each.mean(),
@@ -237,13 +234,24 @@ class FlowGRPO(FlowAgent):
         """Whether `loss` needs the policy that sampled."""
         return self.guard or self.old_log_prob == "recomputed"
 
-    def _guarded_loss(
-        self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, now: Transition, before: Transition, dt: Tensor
+    def _objective(
+        self,
+        log_prob: Tensor,
+        old_log_prob: Tensor,
+        advantage: Tensor,
+        now: Transition,
+        before: Transition | None,
+        dt: Tensor,
     ) -> Tensor:
-        """GRPO-Guard: rho = exp[(dlogp + mean(dmu^2) / (2 q^2)) q], whose mean over the noise is 1; loss / (-dt)."""
+        """Of each row [B]; `before` is the transition of the policy that sampled, where it is asked for (`_asks_old`).
+
+        GRPO-Guard: rho = exp[(dlogp + mean(dmu^2) / (2 q^2)) q], whose mean over the noise is 1; loss / (-dt).
+        """
+        if before is None or not self.guard:
+            return grpo_loss(log_prob, old_log_prob, advantage, clip=self.clip)
         q = now.std.flatten()
-        bias = _mean((now.mean - before.mean).square()) / (2 * q.square())
-        return grpo_loss((log_prob - old_log_prob + bias) * q, torch.zeros_like(q), advantage, clip=self.clip) / dt
+        guarded = (log_prob - old_log_prob + divergence(now, before)) * q
+        return grpo_loss(guarded, torch.zeros_like(q), advantage, clip=self.clip) / dt
 
     def _velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
         if self._plan.guidance == 1.0:
@@ -266,6 +274,11 @@ class FlowGRPO(FlowAgent):
     def after_update(self) -> None:
         super().after_update()
         self._first = False
+
+
+def divergence(now: Transition, before: Transition) -> Tensor:
+    """The KL divergence of two Gaussian steps of one spread q, a mean over elements: mean (dmu^2) / (2 q^2), [B]."""
+    return _mean((now.mean - before.mean).square()) / (2 * now.std.flatten().square())
 
 
 def _mean(x: Tensor) -> Tensor:

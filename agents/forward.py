@@ -82,7 +82,7 @@ class ForwardAgent(FlowAgent):
         samples = rollout.select("x0", "cond")
         keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
         kept = keep.nonzero().flatten()
-        seed = rollout["seed"][kept]
+        seed = self._seeds(rollout)[kept]
         times = self.policy.sigmas(self.sampling.steps, rollout["cond"])[: self.sampling.steps].to(kept.device)
         drawn = schedule_steps(seed, self.sampling.steps, self.time_share).to(kept.device)
         count = drawn.shape[1]
@@ -95,6 +95,11 @@ class ForwardAgent(FlowAgent):
             seed=seed.repeat_interleave(count),
             draw=torch.arange(count, device=kept.device).repeat(len(kept)),
         )
+
+    def _seeds(self, rollout: TensorDict) -> Tensor:
+        """What each sample's times and noise follow from: [N]."""
+        seeds: Tensor = rollout["seed"]
+        return seeds
 
     def _noised(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor, TensorDict]:
         """Of a batch of rows: samples x0, noise that is the update's own, x_t [B, ...] each, and the conditions."""

@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 STDS = ("group", "batch")
+NORMALISATIONS = ("none", "per_component", "min_max")
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,10 @@ class Combine:
 
     Attributes:
         weights: of the components, by name.
-        normalise: "none", or "per_component": each is standardised inside its group before the sum, so that a hard
-            component isn't drowned by an easy one.
+        normalise: "none"; "per_component": each is standardised inside its group before the sum, so that a hard
+            component isn't drowned by an easy one (with an agent's `std="batch"` that is GDPO's decoupling, arXiv
+            2601.05242); "min_max": each is brought from its least to its greatest value in the group to [0, 1], as in
+            GDPO-SR.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -193,8 +196,8 @@ class Combine:
     def __post_init__(self) -> None:
         if not self.weights:
             raise Refusal("combine.weights needs at least one component: expected {name: weight}, got none")
-        if self.normalise not in ("none", "per_component"):
-            raise Refusal(f"combine.normalise is none or per_component, got '{self.normalise}'")
+        if self.normalise not in NORMALISATIONS:
+            raise Refusal(f"combine.normalise is one of {', '.join(NORMALISATIONS)}, got '{self.normalise}'")
 
     def __call__(
         self, components: Mapping[str, Tensor], group_size: int, valid: Tensor | None = None
@@ -212,8 +215,20 @@ class Combine:
             valid = _is_valid(part, valid)
         if self.normalise == "per_component":
             parts = {name: group_advantage(part, group_size, valid) for name, part in parts.items()}
+        if self.normalise == "min_max":
+            parts = {name: _between(part, group_size, valid) for name, part in parts.items()}
         score = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
         return score, torch.as_tensor(valid)
+
+
+def _between(score: Tensor, group_size: int, valid: Tensor | None) -> Tensor:
+    """From the least to the greatest valid score of each group to [0, 1]; 0 in a group without spread."""
+    kept = _by_group(_is_valid(score, valid), group_size)
+    scores = _by_group(score, group_size)
+    low = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
+    span = torch.where(kept, scores, -torch.inf).amax(1, keepdim=True) - low
+    scaled = (scores - low) / torch.where(span > 0, span, 1.0)
+    return torch.where(kept & (span > 0), scaled, 0.0).flatten()
 
 
 @dataclass(frozen=True)

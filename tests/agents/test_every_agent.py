@@ -11,6 +11,10 @@ from toys import flawed
 import srgym.agents
 from srgym.agents import AWM, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
 from srgym.agents.base import Agent
+from srgym.agents.dgpo import DGPO
+from srgym.agents.flow_dppo import FlowDPPO
+from srgym.agents.gdpo_sr import GDPOSR
+from srgym.agents.grouped import GroupedAgent
 from srgym.agents.groups import with_scores
 from srgym.rewards.base import Incompatible, Reward
 from srgym.rewards.info import describe
@@ -30,10 +34,14 @@ AGENTS = {
     "grpo_guard": (FlowGRPO, {"group_size": 8, "steps": 6, "guard": True, "kl": 0.0}, 0.02, 25),
     "dpo": (DPO, {"beta": 100.0, "draws": 2}, 0.02, 45),
     "dpo_top_n": (DPO, {"beta": 100.0, "pairs": "top_n"}, 0.02, 30),
+    "dgpo": (DGPO, {"group_size": 8, "kl": 0.0}, 0.02, 30),
+    "dgpo_old": (DGPO, {"group_size": 8, "reference": "old", "old": 0.3, "kl": 0.0}, 0.03, 40),
+    "gdpo_sr": (GDPOSR, {"group_size": 8, "beta": 100.0}, 0.02, 30),
+    "dppo": (FlowDPPO, {"group_size": 8, "steps": 6}, 0.02, 30),
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
 }
-ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "refl"]
+ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo", "refl"]
 
 
 def build(toy, which, policy=None):
@@ -45,6 +53,11 @@ def moved(policy, by=0.1):
     with torch.no_grad():
         for _, parameter in policy.trainable_parameters():
             parameter.add_(by)
+
+
+def completed(agent, rows):
+    """The rows of an update, with what an agent of whole groups adds to them before it."""
+    return agent._weighed(rows) if isinstance(agent, GroupedAgent) else rows
 
 
 def gradients(agent, rows, cut):
@@ -70,7 +83,7 @@ def test_identity_task(toy, which, seed):
     assert toy.distance(policy, "ema") < start / 3
 
 
-@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo"])
 def test_a_reward_upside_down_leads_away(toy, which):
     """What solves the task isn't a drift of the loop: against the reward's sign the distance grows."""
 
@@ -126,8 +139,9 @@ def test_one_batch_of_eight_equals_eight_of_one(toy, which):
     agent = build(toy, which)
     agent.ratio_tolerance = 1e6
     rows = agent.prepare(toy.collect(agent, torch.arange(8)))
-    rows = rows[torch.linspace(0, len(rows) - 1, 8).long()]
     moved(agent.policy)
+    rows = completed(agent, rows)
+    rows = rows[torch.linspace(0, len(rows) - 1, 8).long()]
     whole = gradients(agent, rows, len(rows))
     for cut in (1, 3):
         for one, other in zip(gradients(agent, rows, cut), whole, strict=True):
@@ -142,8 +156,8 @@ def test_a_context_is_trained_alike_in_any_company(toy, which):
     (DP2O-SR's weights compare the groups of a batch, so there it isn't so.)
     """
     agent = build(toy, which)
-    together = agent.prepare(toy.collect(agent, torch.tensor([3, 7])))
-    alone = agent.prepare(toy.collect(agent, torch.tensor([7])))
+    together = completed(agent, agent.prepare(toy.collect(agent, torch.tensor([3, 7]))))
+    alone = completed(agent, agent.prepare(toy.collect(agent, torch.tensor([7]))))
     assert 2 * len(alone) == len(together)
     one, other = agent.loss(together[len(alone) :]), agent.loss(alone)
     for key in one.keys():  # noqa: SIM118 - a TensorDict
@@ -243,7 +257,7 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    names = "awm codec cold_start diffusion_nft dpo flow_grpo refl token_cold_start token_grpo"
+    names = "awm codec cold_start dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr refl token_cold_start token_grpo"
     assert srgym.agents.available() == names.split()
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)

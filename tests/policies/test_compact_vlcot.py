@@ -9,9 +9,12 @@ from srgym.document import IMAGES, PICTURE, SECTIONS, TEXTS, section
 from srgym.envs.descriptions import Statistics
 from srgym.envs.photographs import Photographs
 from srgym.envs.sources import Sample
+from srgym.envs.task import SRTask
+from srgym.policies.compact import bicubic
 from srgym.policies.tiling import upscale
 from srgym.policies.vlcot.codec import ResidualCodec, pyramid
 from srgym.policies.vlcot.words import SENTENCES
+from srgym.rewards import make as make_reward
 from srgym.rewards.realsr_r1.degradation import degradation_reward, describe
 from srgym.rewards.realsr_r1.format import format_reward
 
@@ -148,3 +151,27 @@ def test_flat_images_are_described_too():
     for value in (0.0, 0.5, 1.0):
         sample = Sample("a/0", torch.zeros(3, 16, 16), torch.full((3, 64, 64), value), None, {"blur1": None})
         assert describe(sample.degradation) == Statistics().texts(sample)["degradation"]
+
+
+def test_the_weights_that_ship_write_and_paint():
+    """On test photographs: the truth's own tokens are far from bicubic, the likeliest documents whole and no worse."""
+    shipped = policies.make("compact_vlcot")
+    source = Photographs("test", "mixture", 4, 64, crops=8)
+    task = SRTask(source, descriptions="statistics")
+    context = task.context(range(len(source)))
+    with torch.no_grad():
+        cond = shipped.encode({"lr": context.lr})
+        truth = shipped.images(shipped.documents(context.hr, context.texts, cond), cond)[0][2]
+        drawn_here = shipped.sample(cond, shipped.sampling(), torch.arange(len(source)))
+
+    def score(name, images):
+        return float(task.score(context, images, reward=make_reward(name)).total.mean())
+
+    enlarged = bicubic(context.lr, 4)
+    assert score("psnr_y", truth) > score("psnr_y", enlarged) + 1.5
+    assert score("structure_texture", drawn_here["sr"]) > score("structure_texture", enlarged)
+    assert drawn_here["complete"].all()
+    texts = shipped.text(drawn_here["tokens"])
+    assert all(format_reward(text) == 1.0 for text in texts)
+    right = [degradation_reward(section(t, "degradation"), r) for t, r in zip(texts, context.degradation, strict=True)]
+    assert sum(right) / len(right) > 0.7
