@@ -82,8 +82,8 @@ class FlowDPPO(FlowGRPO):
         super().__init__(
             policy, reward, group_size=group_size, steps=steps, solver=solver, noise_level=noise_level, fast=fast,
             window=window, kl=kl, guidance=guidance, updates_per_iteration=updates_per_iteration, epochs=epochs,
-            std=std, filter=filter, combine=combine, old_log_prob=old_log_prob, ratio_tolerance=ratio_tolerance, seed=seed,
-            ema=ema, provides=provides,
+            std=std, filter=filter, combine=combine, old_log_prob=old_log_prob, ratio_tolerance=ratio_tolerance,
+            seed=seed, ema=ema, provides=provides,
         )  # fmt: skip
         if not delta > 0:
             raise Refusal(f"expected delta above 0, got {delta}")
