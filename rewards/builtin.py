@@ -7,6 +7,7 @@ BUILTIN = {
     "psnr_chroma": "srgym.rewards.fidelity:psnr_chroma",
     "ssim_y": "srgym.rewards.fidelity:ssim_y",
     "ms_ssim": "srgym.rewards.fidelity:ms_ssim",
+    "attribute_aware": "srgym.rewards.attribute_aware:AttributeAware",
     "structure_texture": "srgym.rewards.structure_texture:structure_texture",
     "dists": "srgym.rewards.perceptual:DISTS",
     "lpips": "srgym.rewards.perceptual:LPIPS",

@@ -199,7 +199,7 @@ def test_pictures_are_photographs() -> None:
 def test_every_weightless_built_in_is_linted_here() -> None:
     weightless = {row["name"] for row in rewards.listing() if row["origin"] == "built-in" and row["weights"] == "none"}
     here = {"psnr_y", "psnr_chroma", "ssim_y", "ms_ssim", "structure_texture", "random",
-            "random_network", "shuffled"}  # fmt: skip
+            "random_network", "shuffled", "attribute_aware"}  # fmt: skip
     assert weightless - here == {"ssimulacra2", "flip"}  # test_deep_features.py lints them, where they are installed
     assert here <= weightless
 

@@ -90,7 +90,7 @@ def test_every_built_in_says_what_it_is_a_judge_of() -> None:
     assert {name for name, row in rows.items() if row["purpose"] == "fidelity"} == {
         "psnr_y", "psnr_chroma", "ssim_y", "ms_ssim"
     }  # fmt: skip
-    assert {name for name, row in rows.items() if not row["purpose"]} == {"random", "random_network"}
+    assert {name for name, row in rows.items() if not row["purpose"]} == {"random", "random_network", "shuffled"}
 
 
 def test_an_unknown_purpose_is_refused() -> None:
