@@ -72,13 +72,20 @@ class AttributeAware:
         outputs = [metric(sr, hr=hr, group=group, **beside) for metric in (self.fidelity, *self.perceptual)]
         valid = torch.stack([output.valid for output in outputs]).all(0)
         scaled = [_between(output.total, valid, label) for output in outputs]
-        texture = texture_share(hr)
+        texture = _of_each(hr)
         total = (1 - texture) * scaled[0] + texture * torch.stack(scaled[1:]).mean(0)
         named = zip((self.fidelity, *self.perceptual), outputs, strict=True)
         return {
             "total": total, "valid": valid, "texture": texture,
             **{metric.name: output.total for metric, output in named},
         }  # fmt: skip
+
+
+def _of_each(hr: Tensor) -> Tensor:
+    """`texture_share` of images of which neighbours are often one, a group's: [B]."""
+    new = torch.ones(len(hr), dtype=torch.bool, device=hr.device)
+    new[1:] = (hr[1:] != hr[:-1]).flatten(1).any(1)
+    return texture_share(hr[new])[new.cumsum(0) - 1]
 
 
 def _between(score: Tensor, valid: Tensor, group: Tensor) -> Tensor:
