@@ -114,7 +114,7 @@ def test_parts_of_another_package_train_together_by_name(tmp_path):
         f"out={tmp_path / 'run'}",
     )
     sections = run.config.stages[0].sections
-    assert sections["env"] == {"name": "squares", "level": 0.25, "scale": 2, "prompts": False}
+    assert sections["env"] == {"name": "squares", "level": 0.25, "scale": 2, "prompts": False, "descriptions": None}
     assert sections["policy"] == {"name": "small", "scale": None, "width": 8}
     assert sections["agent"]["pull"] == 0.5 and sections["agent"]["late"] == 0.25  # its base's default, too
     assert sections["reward"] == {"name": "bright", "gain": 1.0}

@@ -159,7 +159,7 @@ def test_a_bare_command_shows_its_help(words: list[str], capsys: pytest.CaptureF
 def test_a_shell_is_offered_commands_settings_and_values() -> None:
     assert {"train", "evaluate"} <= set(offers([], "", list(COMMANDS)))
     assert list(offers([], "tr", list(COMMANDS))) == ["train"]
-    assert list(offers(["train"], "agent=d", [])) == ["agent=diffusion_nft", "agent=dpo"]
+    assert list(offers(["train"], "agent=d", [])) == ["agent=dgpo", "agent=diffusion_nft", "agent=dpo"]
     assert "runner.lr=" in list(offers(["train", "experiment=oars"], "runner.l", []))
     assert "stages.cold_start.runner.lr=" in list(offers(["train", "experiment=oars"], "stages.cold", []))
     assert "runner.lr=" in list(offers(["train", "experiment=nothing"], "runner.l", []))

@@ -398,7 +398,7 @@ def test_write_report_evaluates_and_writes(tmp_path: Path, tiny_policy: Any):
 
 
 def test_an_unknown_report_or_option_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match="report.kind is oars, got 'oar'"):
+    with pytest.raises(ValueError, match="report.kind is oars or realsr_r1, got 'oar'"):
         write_report(tmp_path, {"kind": "oar"})
     with pytest.raises(ValueError, match=r"report.metrix is no option of the oars report"):
         write_report(tmp_path, {"kind": "oars", "metrix": 1})

@@ -45,7 +45,7 @@ def test_what_the_report_needs_is_looked_at_before_training(folders: Path, tmp_p
     own = ["experiment=oars", *TINY, "env=hr_folder", f"out={tmp_path / 'run'}"]
     for override, sentence in (
         ("report.limt=3", "did you mean 'report.limit'"),
-        ("report.kind=oar", "report.kind is oars, got 'oar'"),
+        ("report.kind=oar", "report.kind is oars or realsr_r1, got 'oar'"),
         ("+report.metrics=[psnr]", "unknown reward 'psnr'"),
     ):
         with pytest.raises(ValueError, match=sentence):
