@@ -97,9 +97,21 @@ def build_agent(section: Mapping[str, Any], policy: Policy, task: SRTask) -> "Ag
     Raises:
         Incompatible: if it can't learn from this reward or these contexts.
     """
+    _check_size(policy, task)
     agent = agents.make(section, policy, task.reward)
     agent.check(task.provides)
     return agent
+
+
+def _check_size(policy: Policy, task: SRTask) -> None:
+    """Refuse contexts of another size than the only one that a policy takes."""
+    size = task.source.size
+    if policy.window is not None and size is not None and tuple(size) != tuple(policy.window):
+        own, given = (" x ".join(map(str, sides)) for sides in (policy.window, size))
+        raise Refusal(
+            f"policy '{policy.name}' takes LR images of {own}, and the source '{task.source.name}' gives {given}: set "
+            f"env.size={policy.window[0] * policy.scale}"
+        )
 
 
 def unmerged(stage: StageConfig) -> Refusal:
@@ -142,7 +154,9 @@ def check_parts(sections: Mapping[str, Any], heldout: Mapping[str, Any] | None =
     task = build_task(sections["env"], None if loads else reward, policy_gives=policy_class(kind).gives)
     agent = None
     if kind in POLICIES.builtin:
-        agent = agents.make(sections["agent"], build_skeleton(sections), reward)
+        policy = build_skeleton(sections)
+        _check_size(policy, task)
+        agent = agents.make(sections["agent"], policy, reward)
         agent.check(task.provides)
     if heldout is not None and settings.eval_every:
         build_task(sections["env"], **heldout)

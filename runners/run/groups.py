@@ -59,6 +59,7 @@ def file_section(group: str, name: str) -> dict[str, Any]:
 
 def named_part(section: str, value: str) -> dict[str, Any]:
     """A stage's own part that is said by its name alone, `stages.NAME.reward=dists`, as the group's file has it."""
+    value = PARTS[section].aliases.get(value, value)  # a short name's file only names the long one's
     filed = file_section(section, value)
     if filed:
         return {"name": filed["name"]} if section == "env" else filed  # its size and scale are the run's

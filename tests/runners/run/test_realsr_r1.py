@@ -130,3 +130,17 @@ def test_its_dry_run_says_what_7b_need(capsys, tmp_path: Path):
     said = capsys.readouterr().out
     assert re.search(r"parameters, network\s+6\.78 G", said) and "memory at the worst" in said
     assert "TB of weights an iteration" in said
+
+
+def test_contexts_of_another_size_are_refused_before_anything_runs(tmp_path: Path, capsys):
+    assert main(["train", "experiment=realsr_r1", *TINY, "env.size=64", f"out={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "policy 'compact_vlcot' takes LR images of 8 x 8, and the source 'photographs' gives 16 x 16" in said
+    assert "set env.size=32" in said
+    assert main(["train", "experiment=realsr_r1", *TINY, "env.size=64", "--dry-run"]) == 2
+
+
+def test_a_stage_s_agent_by_its_short_name(capsys):
+    assert main(["train", "experiment=oars", "stages.non_reference.agent=nft", "--print"]) == 0
+    assert main(["train", "experiment=realsr_r1", *TINY, "stages.grpo.agent=nft", "--dry-run"]) == 2
+    assert "DiffusionNFT trains flow policies" in capsys.readouterr().err
