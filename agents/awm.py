@@ -16,6 +16,7 @@ from typing import Any
 from tensordict import TensorDict
 from torch import Tensor
 
+from srgym.agents.flow import matching_error
 from srgym.agents.flow_grpo import ADVANTAGE_CLIP, grpo_loss
 from srgym.agents.forward import ForwardAgent
 from srgym.agents.groups import Combine, GroupFilter
@@ -117,7 +118,7 @@ class AWM(ForwardAgent):
     def loss(self, batch: TensorDict) -> TensorDict:
         x0, eps, x_t, cond = self._noised(batch)
         v, v_old, v_base = self._velocities(x_t, batch["t"], cond)
-        error, old_error = ((velocity - (eps - x0)).square().flatten(1).mean(1) for velocity in (v, v_old))
+        error, old_error = (matching_error(velocity, eps - x0) for velocity in (v, v_old))
         advantage = batch["advantage"].clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP) * (self.advantage_scale / ADVANTAGE_CLIP)
         each = awm_loss(
             error, old_error, batch["t"], advantage, weighting=self.weighting, power=self.power, clip=self.clip

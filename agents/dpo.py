@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.agents.base import Need
-from srgym.agents.flow import FlowAgent
+from srgym.agents.flow import FlowAgent, matching_error
 from srgym.agents.groups import Combine, GroupFilter, assess, from_config, group_moments
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, draw_times
@@ -271,8 +271,8 @@ class DPO(FlowAgent):
         t, eps = torch.cat([t, t]), torch.cat([eps, eps])
         cond = samples["cond"][sample.repeat(2)]
         x_t, v = corrupt(x0, eps, t), eps - x0
-        reference = _error(self._velocity_of(None, x_t, t, cond), v)
-        return _error(self._velocity(x_t, t, cond), v), reference
+        reference = matching_error(self._velocity_of(None, x_t, t, cond), v)
+        return matching_error(self._velocity(x_t, t, cond), v), reference
 
     def observe(self, terms: Mapping[str, float]) -> None:
         now = {"accuracy": terms["accuracy"], "margin": terms["margin"], "weight": 1.0}
@@ -297,8 +297,3 @@ class DPO(FlowAgent):
     def load_state(self, state: Mapping[str, Tensor | float | int]) -> None:
         super().load_state(state)
         self._smooth = {name: float(state[f"smooth_{name}"]) for name in self._smooth}
-
-
-def _error(v_hat: Tensor, v: Tensor) -> Tensor:
-    """mean (v_hat - v)^2 of each row, [B]."""
-    return (v_hat - v).square().flatten(1).mean(1)

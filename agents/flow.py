@@ -7,7 +7,12 @@ from torch import Tensor
 from srgym.agents.base import Agent
 from srgym.policies.flow import FlowPolicy
 
-__all__ = ["FlowAgent"]
+__all__ = ["FlowAgent", "matching_error"]
+
+
+def matching_error(v_hat: Tensor, v: Tensor) -> Tensor:
+    """mean (v_hat - v)^2 of each row, [B]."""
+    return (v_hat - v).square().flatten(1).mean(1)
 
 
 class FlowAgent(Agent):

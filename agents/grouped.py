@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from srgym.agents.flow import matching_error
 from srgym.agents.forward import ForwardAgent
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible
@@ -68,21 +69,16 @@ class GroupedAgent(ForwardAgent):
     def _errors(self, rows: TensorDict) -> tuple[Tensor, Tensor]:
         """e of the learner and of the reference, on the noise of this update: [B] each."""
         x0, eps, x_t, cond = self._noised(rows)
-
-        def error(v: Tensor) -> Tensor:
-            return (v - (eps - x0)).square().flatten(1).mean(1)
-
-        own = {"base": None, "old": "old"}[self.reference]
-        with self.policy.adapter("default"):
-            v = self._velocity(x_t, rows["t"], cond)
-            reference = v if self.policy.same_adapters("default", "old") and own else None
-        return error(v), error(self._velocity_of(own, x_t, rows["t"], cond) if reference is None else reference)
+        at = (x_t, rows["t"], cond)
+        v = self._velocity_of("default", *at)
+        reference = self._old_velocity(v, *at) if self.reference == "old" else self._velocity_of(None, *at)
+        return matching_error(v, eps - x0), matching_error(reference, eps - x0)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         x0, eps, x_t, cond = self._noised(batch)
         v_base = self._velocity_of(None, x_t, batch["t"], cond) if self.kl > 0 else None
         v = self._velocity(x_t, batch["t"], cond)
-        error = (v - (eps - x0)).square().flatten(1).mean(1)
+        error = matching_error(v, eps - x0)
         terms = {
             "loss_policy": (batch["weight"] * batch["advantage"] * error).mean(),
             "weight": batch["weight"].mean(),

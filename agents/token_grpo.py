@@ -165,8 +165,9 @@ class TokenGRPO(Agent):
         own, keep = groups.own, groups.keep[groups.own].to(section.device)
         if self.credit == "sum":
             return groups.advantage[own].to(section.device)[:, None].expand(section.shape)
-        components = {name: rollout["components"][name] for name in self._weights(rollout)}
-        advantage = to_go(components, self._weights(rollout), section, self.group_size, keep)
+        weights = self._weights(rollout)
+        components = {name: rollout["components"][name] for name in weights}
+        advantage = to_go(components, weights, section, self.group_size, keep)
         if self.credit == "local":
             group = torch.arange(len(section), device=section.device) // self.group_size
             alone = compare(rollout["answers"], group)
@@ -174,7 +175,7 @@ class TokenGRPO(Agent):
         return advantage
 
     def _weights(self, rollout: TensorDict) -> Mapping[str, float]:
-        """The weights of the reward's components; of one that has none, its total's."""
+        """The weights of the reward's components, of those that the rollout has."""
         weights = getattr(self.reward.score, "weights", None) if self.reward is not None else None
         if not isinstance(weights, Mapping):
             raise Incompatible(

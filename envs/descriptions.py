@@ -9,7 +9,8 @@ describe`), one object a context:
 
 import json
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -43,22 +44,25 @@ class Description:
     captions: tuple[str, str, str]
     tags: tuple[str, ...]
 
+    def texts(self, degradation: Mapping[str, Any] | None) -> dict[str, str] | None:
+        """A document's texts, by `srgym.document.TEXTS`; None where the degradation isn't known."""
+        if degradation is None:
+            return None
+        return dict(zip(TEXTS, (describe(degradation), *self.captions), strict=True))
 
-class Descriptions:
+
+class Descriptions(ABC):
     """Descriptions of samples."""
 
     needs = frozenset[str]()
 
+    @abstractmethod
     def __call__(self, sample: Sample) -> Description:
         """Of one sample. Raises ValueError where there is none."""
-        raise NotImplementedError
 
     def texts(self, sample: Sample) -> dict[str, str] | None:
-        """A document's texts, by `srgym.document.TEXTS`; None for a sample whose degradation isn't known."""
-        if sample.degradation is None:
-            return None
-        captions = self(sample).captions
-        return dict(zip(TEXTS, (describe(sample.degradation), *captions), strict=True))
+        """`Description.texts` of one sample."""
+        return self(sample).texts(sample.degradation)
 
 
 class Statistics(Descriptions):

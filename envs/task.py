@@ -145,8 +145,9 @@ class SRTask:
     def _described(self, samples: Sequence[Sample]) -> dict[str, Any]:
         if self._descriptions is None:
             return {"tags": _all([sample.tags for sample in samples])}
-        tags = [self._descriptions(sample).tags for sample in samples]
-        return {"tags": tags, "texts": _all([self._descriptions.texts(sample) for sample in samples])}
+        described = [self._descriptions(sample) for sample in samples]
+        texts = [told.texts(sample.degradation) for told, sample in zip(described, samples, strict=True)]
+        return {"tags": [told.tags for told in described], "texts": _all(texts)}
 
     def batches(self, indices: Iterable[int], size: int = 8) -> Iterator[Context]:
         """The contexts at `indices`, in batches of at most `size` neighbours that share their images' sizes."""

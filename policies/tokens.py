@@ -228,10 +228,10 @@ class AutoregressivePolicy(Policy):
         """[..., d] to [..., V], words and image tokens alike."""
 
     @abstractmethod
-    def images(self, tokens: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
-        """Documents [N, L] to images coarse to fine, each [N, 3, h, w] in [0, 1], and which are whole, bool [N, 3].
+    def images(self, tokens: Tensor, place: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
+        """Documents [N, L] and the places of their tokens to images coarse to fine, and which are whole, bool [N, 3].
 
-        One that isn't is grey, so that a broken document is punished rather than left out.
+        Each image is [N, 3, h, w] in [0, 1], and grey where it is not whole, so that a broken document is punished.
         """
 
     @abstractmethod
@@ -267,7 +267,7 @@ class AutoregressivePolicy(Policy):
             `coarse` and `middle` before it.
         """
         tokens, place, log_prob = self._write(cond, sampling, seeds)
-        images, whole = self.images(tokens, cond)
+        images, whole = self.images(tokens, place, cond)
         rolled = {
             "cond": cond, "tokens": tokens, "place": place, "log_prob": log_prob, "complete": whole.all(1),
             "coarse": images[0], "middle": images[1], "sr": images[2],

@@ -64,13 +64,13 @@ class _Seen(nn.Module):
 
 
 class CompactVLCoT(AutoregressivePolicy):
-    """About 3 M parameters, for HR images of one size.
+    """About 3.5 M parameters, for HR images of one size.
 
     Args:
         weights: "base" for those that ship with the package, None for random ones on the compact policy's encoder, or a
             folder that `save` wrote.
         side: of HR in pixels, a multiple of 32.
-        scale: how many times larger HR is, 1 to 4.
+        scale: how many times larger HR is, 1, 2 or 4.
         levels, depth: of the tokens, see `ResidualCodec`. codec_width: its channels.
         width, layers, heads: of the transformer.
         temperature: of the samples that are looked at; 0 takes the likeliest tokens.
@@ -224,10 +224,9 @@ class CompactVLCoT(AutoregressivePolicy):
 
     # Documents
 
-    def images(self, tokens: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
+    def images(self, tokens: Tensor, place: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
         known = pyramid(cond["mean"])
         made, whole = [], torch.zeros(len(tokens), len(IMAGES), dtype=torch.bool, device=tokens.device)
-        place = self.grammar.walk(tokens)
         for i, size in enumerate(self._sizes):
             rows, drawn = self.last_image(tokens, place, i)
             image = torch.full((len(tokens), 3, size, size), 0.5, device=tokens.device)

@@ -260,11 +260,10 @@ class LuminaVLCoT(AutoregressivePolicy):
 
     # Documents
 
-    def images(self, tokens: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
+    def images(self, tokens: Tensor, place: Tensor, cond: TensorDict) -> tuple[list[Tensor], Tensor]:
         made, whole = [], torch.zeros(len(tokens), len(IMAGES), dtype=torch.bool, device=tokens.device)
         code = torch.zeros(len(self.grammar.words), dtype=torch.int64, device=tokens.device)
         code[self._codes.to(tokens.device)] = torch.arange(len(self._codes), device=tokens.device)
-        place = self.grammar.walk(tokens)
         for i, size in enumerate(self._sizes):
             rows, drawn = self.last_image(tokens, place, i)
             image = torch.full((len(tokens), 3, size, size), 0.5, device=tokens.device)

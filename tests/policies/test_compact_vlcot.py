@@ -48,7 +48,7 @@ def test_a_true_document_has_the_form_and_says_what_is_true(policy, contexts, wr
 
 def test_its_images_are_what_the_codec_makes_of_the_truth(policy, written):
     tokens, _, cond, hr = written
-    images, whole = policy.images(tokens, cond)
+    images, whole = policy.images(tokens, policy.grammar.walk(tokens), cond)
     assert whole.all()
     for i, (image, known) in enumerate(zip(pyramid(hr), pyramid(cond["mean"]), strict=True)):
         expected = policy.codec.reconstruct(image, known, i).clamp(0, 1)
@@ -76,7 +76,7 @@ def test_answers_know_a_truth_from_a_lie(policy, contexts, written):
     rolled_out = policy.sample(cond, policy.sampling(), torch.arange(len(tokens)))
     rolled_out = rolled_out.set("tokens", tokens).set("place", policy.grammar.walk(tokens))
     rolled_out["complete"] = torch.ones(len(tokens), dtype=torch.bool)
-    rolled_out["sr"] = policy.images(tokens, cond)[0][2]
+    rolled_out["sr"] = policy.images(tokens, policy.grammar.walk(tokens), cond)[0][2]
     answers = policy.answers(rolled_out, hr, texts)
     said = (answers["key"] >= 0) & (answers["key"] < len(policy.vocabulary.rows))
     assert int(said[0].sum()) == 8 + 3 and bool((answers["value"][said] == 1).all())
@@ -161,7 +161,8 @@ def test_the_weights_that_ship_write_and_paint():
     context = task.context(range(len(source)))
     with torch.no_grad():
         cond = shipped.encode({"lr": context.lr})
-        truth = shipped.images(shipped.documents(context.hr, context.texts, cond), cond)[0][2]
+        told = shipped.documents(context.hr, context.texts, cond)
+        truth = shipped.images(told, shipped.grammar.walk(told), cond)[0][2]
         drawn_here = shipped.sample(cond, shipped.sampling(), torch.arange(len(source)))
 
     def score(name, images):

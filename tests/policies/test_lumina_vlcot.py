@@ -70,7 +70,7 @@ def test_a_true_document_says_what_is_true_and_has_the_released_layout(policy, w
 
 def test_its_images_are_what_the_tokeniser_makes_of_the_truth(policy, written):
     tokens, context, cond = written
-    images, whole = policy.images(tokens, cond)
+    images, whole = policy.images(tokens, policy.grammar.walk(tokens), cond)
     assert whole.all() and [image.shape[-1] for image in images] == [32, 64, 128]
     expected = policy.vq.decode(policy.vq.encode(context.hr), 128, 128)
     torch.testing.assert_close(images[2], expected, atol=1e-4, rtol=0)
