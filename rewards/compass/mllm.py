@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from srgym.registry import Spec
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
-from srgym.rewards.serving.prompts import COMPASS, COMPASS_FIELDS, COMPASS_STOP, FIDELITY, QUALITY
+from srgym.rewards.serving.prompts import COMPASS_FIELDS, COMPASS_STOP, FIDELITY, QUALITY, compass
 from srgym.rewards.serving.question import Question, Reply, encode_images
 
 __all__ = ["MLLMScorer", "SoftScorer", "enlarge", "seed_of"]
@@ -23,7 +23,8 @@ Rated = tuple[Tensor, Tensor, Tensor, Tensor]
 class MLLMScorer:
     """Asks a model for {"fidelity": F, "q_lr": Q_LR, "q_sr": Q_SR} about two images, LR (enlarged) and SR.
 
-    The scores come before the description, so in training decoding stops behind them.
+    The scores come before the description, so in training decoding stops behind them. Every input, a real one too, is
+    asked about as a `synthetic` one is: the reward needs F, and a model learns F from inputs made of a picture alone.
 
     Args:
         engine: who answers (see `make_engine`); by default what `srgym serve compass` starts, known as "compass".
@@ -53,11 +54,12 @@ class MLLMScorer:
     def question(self, pair: tuple[bytes, bytes]) -> Question:
         """What is asked about one pair of PNG files, LR and SR."""
         seed = seed_of(self.seed, *pair)
+        text = compass("synthetic")
         if self.describe:
-            return Question(COMPASS, pair, seed, max_tokens=512, temperature=self.temperature)
+            return Question(text, pair, seed, max_tokens=512, temperature=self.temperature)
         pattern = score_pattern(COMPASS_FIELDS)
         stop = (COMPASS_STOP,)
-        return Question(COMPASS, pair, seed, 64, temperature=self.temperature, stop=stop, pattern=pattern)
+        return Question(text, pair, seed, 64, temperature=self.temperature, stop=stop, pattern=pattern)
 
 
 class SoftScorer:
