@@ -7,12 +7,12 @@ from torch import Tensor
 
 from srgym.errors import Refusal
 from srgym.registry import Spec
-from srgym.rewards.compass.mllm import enlarge, seed_of
+from srgym.rewards.compass.mllm import seed_of, shown
 from srgym.rewards.registry import register_reward
 from srgym.rewards.serving.engines import Engine, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import REFREWARD, REFREWARD_FIELDS
-from srgym.rewards.serving.question import Question, Reply, encode_images
+from srgym.rewards.serving.question import Question, Reply
 
 __all__ = ["FORMS", "RefReward", "ranking_reward", "ranking_rewards"]
 
@@ -45,8 +45,7 @@ class RefReward:
 
     def __call__(self, sr: Tensor, lr: Tensor) -> dict[str, Tensor]:
         """SR [B, 3, H, W] and LR [B, 3, h, w] in [0, 1] to `total`, `consistency` and `naturalness`, all [B]."""
-        pairs = zip(encode_images(enlarge(lr, sr)), encode_images(sr), strict=True)
-        answers = self.engine.ask([self._question(pair) for pair in pairs], _read)
+        answers = self.engine.ask([self._question(pair) for pair in shown(lr, sr)], _read)
         rows = [tuple(answer.values()) if answer is not None else (math.nan, math.nan) for answer in answers]
         consistency, naturalness = torch.tensor(rows, device=sr.device).unbind(1)
         total = ((consistency + naturalness) / 2 - 1) / 4

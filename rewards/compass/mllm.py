@@ -12,7 +12,7 @@ from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS, COMPASS_STOP, FIDELITY, QUALITY, compass
 from srgym.rewards.serving.question import Question, Reply, encode_images
 
-__all__ = ["MLLMScorer", "SoftScorer", "enlarge", "seed_of"]
+__all__ = ["MLLMScorer", "SoftScorer", "enlarge", "seed_of", "shown"]
 
 _SERVED = "http://127.0.0.1:8000"
 _DIGITS = ("1", "2", "3", "4", "5")
@@ -47,8 +47,7 @@ class MLLMScorer:
 
     def __call__(self, lr: Tensor, sr: Tensor) -> Rated:
         """LR [B, 3, h, w] and SR [B, 3, H, W] in [0, 1] to (F, Q_LR, Q_SR, valid), all [B]."""
-        pairs = zip(encode_images(enlarge(lr, sr)), encode_images(sr), strict=True)
-        answers = self.engine.ask([self.question(pair) for pair in pairs], _read)
+        answers = self.engine.ask([self.question(pair) for pair in shown(lr, sr)], _read)
         return _columns([(a["fidelity"], a["q_lr"], a["q_sr"]) if a is not None else None for a in answers], sr.device)
 
     def question(self, pair: tuple[bytes, bytes]) -> Question:
@@ -79,15 +78,19 @@ class SoftScorer:
 
     def __call__(self, lr: Tensor, sr: Tensor) -> Rated:
         """LR [B, 3, h, w] and SR [B, 3, H, W] in [0, 1] to (F, Q_LR, Q_SR, valid), all [B]."""
-        inputs, outputs = encode_images(enlarge(lr, sr)), encode_images(sr)
+        pairs = shown(lr, sr)
         asked: dict[tuple[bytes, ...], Question] = {}
-        for images in [*((a, b) for a, b in zip(inputs, outputs, strict=True)), *((a,) for a in (*inputs, *outputs))]:
+        for images in [*pairs, *((image,) for column in zip(*pairs) for image in column)]:
             text = QUALITY if len(images) == 1 else FIDELITY
             asked.setdefault(images, Question(text, images, choices=_DIGITS))
         answers = self.engine.ask(list(asked.values()), _expected)
         mean = dict(zip(asked, answers, strict=True))
-        pairs = list(zip(inputs, outputs, strict=True))
         return _columns([_together(mean[pair], mean[pair[:1]], mean[pair[1:]]) for pair in pairs], sr.device)
+
+
+def shown(lr: Tensor, sr: Tensor) -> list[tuple[bytes, bytes]]:
+    """Pairs [B] as a model sees them, in use and in training: the enlarged LR and the SR, as PNG files."""
+    return list(zip(encode_images(enlarge(lr, sr)), encode_images(sr), strict=True))
 
 
 def enlarge(lr: Tensor, sr: Tensor) -> Tensor:

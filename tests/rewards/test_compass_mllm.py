@@ -218,5 +218,5 @@ def test_engines_are_made_by_name_and_refuse_what_they_cannot_do(tmp_path: Path,
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="trust_remote_code"):
         make_engine({"engine": "vllm", "path": str(tmp_path), "trust_remote_code": True}, model="x")
-    with pytest.raises(ValueError, match="expected 'q_lr' to be one token"):
-        engine.answer([Question("?", choices=("fidelity", "q_lr"))])
+    with pytest.raises(ValueError, match="expected '12' to be one token"):
+        engine.answer([Question("?", choices=("1", "12"))])
