@@ -163,7 +163,7 @@ def original_best(truth: Scores, subset: str = "All") -> tuple[float, float]:
     return float(np.mean(per)), _error(np.asarray(per))
 
 
-def order_flips(compared: Mapping[tuple[str, str], float]) -> float:
+def order_flips(compared: Mapping[tuple[int, int], float]) -> float:
     """Share of pairs whose answer follows the order of asking: o(a, b) of both orders, 1 if a is better, that differ.
 
     Args:

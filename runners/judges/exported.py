@@ -102,7 +102,7 @@ def card(record: Mapping[str, Any]) -> str:
     lines = [
         "---", "library_name: transformers", "pipeline_tag: image-text-to-text", "---", "",
         f"# A judge of super-resolution ({recipe})", "",
-        f"Started from `{record['start']}` ({settings['tuning']} training on {settings['labels']} labels). For {use}.",
+        f"From `{record['start']}`, {settings['tuning']} training on {settings['labels']} labels. For {use}.",
         "", "## Data", "",
         f"{data['rows']} rows of {data['groups']} inputs ({data['split']} split) of the set `{data['name']}`; labels by "
         f"{judges}. SHA-256 of its labels: `{data['sha256']}`.",

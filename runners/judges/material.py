@@ -1,5 +1,6 @@
 """What a judge is trained on and measured by: a set's labelled groups, as questions with answers and as preferences."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -39,6 +40,16 @@ class Group:
     fidelity: tuple[float, ...] | None
     descriptions: tuple[str, ...]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each candidate: its method, numbered where a method made several."""
+        seen: Counter[str] = Counter()
+        names = []
+        for method in self.methods:
+            seen[method] += 1
+            names.append(method if seen[method] == 1 else f"{method} #{seen[method]}")
+        return tuple(names)
+
 
 class Images(Protocol):
     """A set's pictures as PNG files, by group and place; read when they are asked for."""
@@ -48,6 +59,9 @@ class Images(Protocol):
 
     def sr(self, group: int, place: int) -> bytes:
         """Of a candidate."""
+
+    def hr(self, group: int) -> bytes | None:
+        """Of the picture that an input was made of; None of a real input."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """Sets small enough to train on in a test."""
 
-import io
 from dataclasses import dataclass
 
 import pytest
 import torch
-from PIL import Image
 
 from srgym.files import to_png
 from srgym.rewards.compass.labels import outcomes_from_scores
@@ -22,12 +20,11 @@ class Held:
     def lr(self, group: int) -> bytes:
         return self.inputs[group]
 
+    def hr(self, group: int) -> None:
+        return None
+
     def sr(self, group: int, place: int) -> bytes:
         return self.candidates[group][place]
-
-
-def size_of(png: bytes) -> tuple[int, int]:
-    return Image.open(io.BytesIO(png)).size
 
 
 @pytest.fixture
