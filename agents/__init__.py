@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from srgym.agents.base import Need as Need
     from srgym.agents.codec import Codec as Codec
     from srgym.agents.cold_start import ColdStart as ColdStart
+    from srgym.agents.crd import CRD as CRD
+    from srgym.agents.crd import crd_loss as crd_loss
     from srgym.agents.dgpo import DGPO as DGPO
     from srgym.agents.dgpo import dgpo_weight as dgpo_weight
     from srgym.agents.diffusion_nft import DiffusionNFT as DiffusionNFT
@@ -49,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["Agent", "Need"],
         "codec": ["Codec"],
         "cold_start": ["ColdStart"],
+        "crd": ["CRD", "crd_loss"],
         "dgpo": ["DGPO", "dgpo_weight"],
         "diffusion_nft": ["DiffusionNFT", "nft_loss"],
         "dpo": ["DPO", "dpo_loss"],

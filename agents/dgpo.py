@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from srgym.agents.grouped import GroupedAgent
+from srgym.agents.grouped import WeighedAgent
 from srgym.agents.groups import Combine, GroupFilter
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
@@ -27,7 +27,7 @@ def dgpo_weight(z: Tensor, group_size: int, *, beta: float) -> Tensor:
     return (beta / group_size * z).sigmoid()
 
 
-class DGPO(GroupedAgent):
+class DGPO(WeighedAgent):
     """DGPO.
 
     Args:
@@ -66,7 +66,8 @@ class DGPO(GroupedAgent):
             raise Refusal(f"expected beta above 0 and reference of {REFERENCES}, got {beta} and '{reference}'")
         super().__init__(
             policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference=reference,
+            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides,
+            reference=None if reference == "base" else reference,
         )  # fmt: skip
         self.beta = beta
 

@@ -209,7 +209,7 @@ class FlowGRPO(FlowAgent):
         v = self._velocity(x, t, cond)
         now = self._solver.transition(v, *at)
         log_prob, old_log_prob = self._solver.score(now, x_next), samples["log_prob"][sample, step]
-        before = self._solver.transition(self._old_velocity(v, x, t, cond), *at) if self._asks_old else None
+        before = self._solver.transition(self._velocity_beside(v, "old", x, t, cond), *at) if self._asks_old else None
         moved = {}
         if before is not None and self.old_log_prob == "recomputed":
             anew = self._solver.score(before, x_next)

@@ -114,7 +114,7 @@ class ForwardAgent(FlowAgent):
         # The base first: its activations are gone before the learner's graph is built.
         v_base = self._velocity_of(None, x_t, t, cond) if self.kl > 0 else None
         v = self._velocity(x_t, t, cond)
-        return v, self._old_velocity(v, x_t, t, cond), v_base
+        return v, self._velocity_beside(v, "old", x_t, t, cond), v_base
 
     def _held(self, v: Tensor, v_base: Tensor | None) -> dict[str, Tensor]:
         """The KL term."""

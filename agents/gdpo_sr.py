@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from srgym.agents.grouped import GroupedAgent
+from srgym.agents.grouped import WeighedAgent
 from srgym.agents.groups import Combine, GroupFilter
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
@@ -33,7 +33,7 @@ def gdpo_weight(z: Tensor, *, beta: float) -> Tensor:
     return 0.5 * beta * (0.5 * beta * z).sigmoid()
 
 
-class GDPOSR(GroupedAgent):
+class GDPOSR(WeighedAgent):
     """GDPO-SR.
 
     Args:
@@ -68,7 +68,7 @@ class GDPOSR(GroupedAgent):
             raise Refusal(f"expected beta above 0, got {beta}")
         super().__init__(
             policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference="base",
+            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference=None,
         )  # fmt: skip
         self.beta = beta
 

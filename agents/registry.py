@@ -20,6 +20,7 @@ AGENTS: "Registry[type[Agent]]" = Registry(
         "awm": "srgym.agents.awm:AWM",
         "codec": "srgym.agents.codec:Codec",
         "cold_start": "srgym.agents.cold_start:ColdStart",
+        "crd": "srgym.agents.crd:CRD",
         "dgpo": "srgym.agents.dgpo:DGPO",
         "diffusion_nft": "srgym.agents.diffusion_nft:DiffusionNFT",
         "dpo": "srgym.agents.dpo:DPO",

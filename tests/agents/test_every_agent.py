@@ -9,7 +9,7 @@ import yaml
 from toys import flawed
 
 import srgym.agents
-from srgym.agents import AWM, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
+from srgym.agents import AWM, CRD, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
 from srgym.agents.base import Agent
 from srgym.agents.dgpo import DGPO
 from srgym.agents.flow_dppo import FlowDPPO
@@ -37,11 +37,13 @@ AGENTS = {
     "dgpo": (DGPO, {"group_size": 8, "kl": 0.0}, 0.02, 30),
     "dgpo_old": (DGPO, {"group_size": 8, "reference": "old", "old": 0.3, "kl": 0.0}, 0.03, 40),
     "gdpo_sr": (GDPOSR, {"group_size": 8, "beta": 100.0}, 0.02, 30),
+    "crd": (CRD, {"group_size": 8, "kl": 0.0}, 0.02, 30),
+    "crd_slow": (CRD, {"group_size": 8, "kl": 1e-3, "normalised": False, "old": 0.3, "reference": 0.5}, 0.03, 40),
     "dppo": (FlowDPPO, {"group_size": 8, "steps": 6}, 0.02, 30),
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
 }
-ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo", "refl"]
+ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "crd", "dppo", "refl"]
 
 
 def build(toy, which, policy=None):
@@ -57,7 +59,7 @@ def moved(policy, by=0.1):
 
 def completed(agent, rows):
     """The rows of an update, with what an agent of whole groups adds to them before it."""
-    return agent._weighed(rows) if isinstance(agent, GroupedAgent) else rows
+    return agent.completed(rows) if isinstance(agent, GroupedAgent) else rows
 
 
 def gradients(agent, rows, cut):
@@ -83,7 +85,7 @@ def test_identity_task(toy, which, seed):
     assert toy.distance(policy, "ema") < start / 3
 
 
-@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "crd", "dppo"])
 def test_a_reward_upside_down_leads_away(toy, which):
     """What solves the task isn't a drift of the loop: against the reward's sign the distance grows."""
 
@@ -100,9 +102,9 @@ def test_a_reward_upside_down_leads_away(toy, which):
 def test_the_learner_moves_and_nothing_else_does(toy, which):
     policy = toy.policy()
     frozen = policy.net.shift.base_layer.weight
-    copies = {n: p.clone() for n, p in policy.core.named_parameters() if ".old." in n or ".ema." in n}
-    start = [p.clone() for _, p in policy.trainable_parameters()]
     agent = build(toy, which, policy)
+    copies = {n: p.clone() for n, p in policy.core.named_parameters() if ".lora_" in n and ".default." not in n}
+    start = [p.clone() for _, p in policy.trainable_parameters()]
     optimizer = torch.optim.AdamW([p for _, p in policy.trainable_parameters()], lr=0.1)
     rows = next(agent.batches(agent.prepare(toy.collect(agent, torch.arange(3)))))
     optimizer.zero_grad()
@@ -257,8 +259,8 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    names = "awm codec cold_start dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr refl token_cold_start token_grpo"
-    assert srgym.agents.available() == names.split()
+    names = "awm codec cold_start crd dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr refl"
+    assert srgym.agents.available() == [*names.split(), "token_cold_start", "token_grpo"]
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)
         assert issubclass(found, Agent) and found.name == name
