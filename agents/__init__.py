@@ -33,8 +33,13 @@ if TYPE_CHECKING:
     from srgym.agents.gdpo_sr import gdpo_loss as gdpo_loss
     from srgym.agents.grouped import GroupedAgent as GroupedAgent
     from srgym.agents.groups import Combine as Combine
+    from srgym.agents.groups import Comparison as Comparison
     from srgym.agents.groups import GroupFilter as GroupFilter
     from srgym.agents.groups import group_advantage as group_advantage
+    from srgym.agents.mapo import MaPO as MaPO
+    from srgym.agents.mapo import mapo_margin as mapo_margin
+    from srgym.agents.paired import PairAgent as PairAgent
+    from srgym.agents.ratio import RatioAgent as RatioAgent
     from srgym.agents.refl import REFL as REFL
     from srgym.agents.refl import refl_loss as refl_loss
     from srgym.agents.registry import agent_class as agent_class
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from srgym.agents.token_cold_start import TokenColdStart as TokenColdStart
     from srgym.agents.token_grpo import TokenGRPO as TokenGRPO
     from srgym.agents.token_grpo import token_grpo_loss as token_grpo_loss
+    from srgym.agents.trajectory import TrajectoryAgent as TrajectoryAgent
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -61,10 +67,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "forward": ["ForwardAgent"],
         "gdpo_sr": ["GDPOSR", "gdpo_loss"],
         "grouped": ["GroupedAgent"],
-        "groups": ["Combine", "GroupFilter", "group_advantage"],
+        "groups": ["Combine", "Comparison", "GroupFilter", "group_advantage"],
+        "mapo": ["MaPO", "mapo_margin"],
+        "paired": ["PairAgent"],
+        "ratio": ["RatioAgent"],
         "refl": ["REFL", "refl_loss"],
         "registry": ["agent_class", "available", "make"],
         "token_cold_start": ["TokenColdStart"],
         "token_grpo": ["TokenGRPO", "token_grpo_loss"],
+        "trajectory": ["TrajectoryAgent"],
     },
 )

@@ -15,7 +15,6 @@ authors'; its uniform centring is the one here. Samples of a group share their t
 there. Any solver may collect.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from srgym.agents.ema import old_decay
 from srgym.agents.flow import matching_error
 from srgym.agents.grouped import GroupedAgent
-from srgym.agents.groups import Combine, GroupFilter, optimality
+from srgym.agents.groups import optimality
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.policies.workload import Workload
@@ -53,7 +52,7 @@ class CRD(GroupedAgent):
     """CRD.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`.
+        policy, reward: see `ForwardAgent`.
         beta: what an implicit reward counts against a reward.
         clip: c.
         normalised: whether e is divided by the mean absolute error.
@@ -62,19 +61,17 @@ class CRD(GroupedAgent):
         kl_adaptive: whether the weight falls with r, to 1e-4 at the worst sample.
         kl_guidance: the base's scale of classifier-free guidance, for policies that have one; 4.5 in the published
             code.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
+        old, options: see `ForwardAgent`.
     """
 
     name = "crd"
+    reference = "reference"
 
     def __init__(
         self,
         policy: FlowPolicy,
         reward: Reward | None = None,
         *,
-        group_size: int = 24,
-        steps: int = 6,
-        solver: str = "dpm2m",
         beta: float = 1.0,
         clip: float = 5.0,
         normalised: bool = True,
@@ -83,23 +80,14 @@ class CRD(GroupedAgent):
         kl_adaptive: bool = True,
         kl_guidance: float = 1.0,
         old: str | float = "delayed",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
         if not (beta > 0 and clip > 0 and kl_guidance >= 1):
             raise Refusal(
                 f"expected beta and clip above 0 and kl_guidance of at least 1, got {beta}, {clip} and {kl_guidance}"
             )
         old_decay(reference, 0)  # refuses an unknown schedule now
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference="reference",
-        )  # fmt: skip
+        super().__init__(policy, reward, kl=kl, old=old, **options)
         self.beta, self.clip, self.normalised, self.reference_schedule = beta, clip, normalised, reference
         self.kl_adaptive, self.kl_guidance = kl_adaptive, kl_guidance
         policy.add_snapshot("reference")

@@ -13,7 +13,6 @@ E[A (v - v_old)] / (c b).
 No likelihoods, no trajectories: any solver may collect.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.forward import ForwardAgent
-from srgym.agents.groups import Combine, GroupFilter, optimality
+from srgym.agents.groups import optimality
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
@@ -83,13 +82,12 @@ class DiffusionNFT(ForwardAgent):
     """DiffusionNFT, and under `clip=1` OARS.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`.
+        policy, reward: see `ForwardAgent`.
         beta: b.
         clip: c; 1 is OARS's text, 5 the published code's.
         form: see `nft_loss`.
         adv_mode: which advantages count, see `srgym.agents.groups.optimality`.
-        kl: k, the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
+        kl, old, options: see `ForwardAgent`; k is kl.
     """
 
     name = "diffusion_nft"
@@ -99,27 +97,15 @@ class DiffusionNFT(ForwardAgent):
         policy: FlowPolicy,
         reward: Reward | None = None,
         *,
-        group_size: int = 24,
-        steps: int = 6,
-        solver: str = "dpm2m",
         beta: float = 1.0,
         clip: float = 1.0,
         form: str = "self_normalised",
         adv_mode: str = "all",
         kl: float = 1e-4,
         old: str | float = "linear",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides,
-        )  # fmt: skip
+        super().__init__(policy, reward, kl=kl, old=old, **options)
         if not (beta > 0 and clip > 0):
             raise Refusal(f"expected beta and clip above 0, got {beta} and {clip}")
         if form not in FORMS:

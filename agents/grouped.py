@@ -14,8 +14,9 @@ from torch import Tensor
 
 from srgym.agents.flow import matching_error
 from srgym.agents.forward import ForwardAgent
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.workload import Workload
-from srgym.rewards.base import Incompatible
+from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["GroupedAgent", "WeighedAgent"]
 
@@ -25,15 +26,16 @@ _ROWS = 64  # in one forward before an update; the result doesn't depend on it
 class GroupedAgent(ForwardAgent):
     """What such agents share, see `ForwardAgent`.
 
-    Args:
+    Attributes:
         reference: the adapter that the learner's error is held against: "old", the policy that sampled, a snapshot's
             name, or None for the base.
     """
 
-    def __init__(self, *arguments: Any, reference: str | None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.reference = reference
-        if self.policy.sharded:
+    reference: str | None = None
+
+    def __init__(self, policy: FlowPolicy, reward: Reward | None = None, **options: Any) -> None:
+        super().__init__(policy, reward, **options)
+        if policy.sharded:
             raise Incompatible(
                 f"{type(self).__name__} runs forwards of its own before an update, which a policy that is split "
                 "between processes can't: take runner.parallel=ddp"

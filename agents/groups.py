@@ -16,11 +16,12 @@ from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = [
-    "ADV_MODES", "Assessment", "Combine", "GroupFilter", "all_scores", "assess", "group_advantage", "group_moments",
-    "optimality", "with_scores",
+    "ADVANTAGE_CLIP", "ADV_MODES", "Assessment", "Combine", "Comparison", "GroupFilter", "all_scores", "assess",
+    "group_advantage", "group_moments", "optimality", "with_scores",
 ]  # fmt: skip
 
 STDS = ("group", "batch")
+ADVANTAGE_CLIP = 5.0  # of the agents that clip their advantages, in deviations
 NORMALISATIONS = ("none", "per_component", "min_max")
 
 
@@ -293,10 +294,41 @@ def assess(
     return Assessment(score, torch.where(keep, advantage, 0.0), keep, own, stats)
 
 
+class Comparison:
+    """How an agent compares the samples of a group.
+
+    Args:
+        reward: what scores them; a filter asks for its range.
+        group_size: K.
+        std: what advantages are divided by: the "group"'s spread, or the whole "batch"'s.
+        filter: fields of a `GroupFilter`; None: no group is filtered.
+        combine: fields of a `Combine`, to weigh the reward's components anew; None: the reward as it is.
+    """
+
+    def __init__(
+        self,
+        reward: Reward | None,
+        group_size: int,
+        *,
+        std: str = "group",
+        filter: GroupFilter | Mapping[str, Any] | None = None,
+        combine: Combine | Mapping[str, Any] | None = None,
+    ) -> None:
+        if std not in STDS:
+            raise Refusal(f"expected std of {STDS}, got {std}")
+        kept = _from_config(GroupFilter, filter)
+        self.group_size, self.std = group_size, std
+        self.filter = kept.for_reward(reward) if kept is not None else None
+        self.combine = _from_config(Combine, combine)
+
+    def __call__(self, rollout: TensorDict) -> Assessment:
+        return assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+
+
 _Fields = TypeVar("_Fields", GroupFilter, Combine)
 
 
-def from_config(kind: type[_Fields], value: _Fields | Mapping[str, Any] | None) -> _Fields | None:
+def _from_config(kind: type[_Fields], value: _Fields | Mapping[str, Any] | None) -> _Fields | None:
     """A `GroupFilter` or `Combine` as given, from a mapping of its fields, or None."""
     if value is None or isinstance(value, kind):
         return value
