@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from srgym.agents.groups import group_advantage as group_advantage
     from srgym.agents.mapo import MaPO as MaPO
     from srgym.agents.mapo import mapo_margin as mapo_margin
+    from srgym.agents.neighbor_grpo import NeighborGRPO as NeighborGRPO
     from srgym.agents.paired import PairAgent as PairAgent
     from srgym.agents.ratio import RatioAgent as RatioAgent
     from srgym.agents.refl import REFL as REFL
@@ -69,6 +70,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "grouped": ["GroupedAgent"],
         "groups": ["Combine", "Comparison", "GroupFilter", "group_advantage"],
         "mapo": ["MaPO", "mapo_margin"],
+        "neighbor_grpo": ["NeighborGRPO"],
         "paired": ["PairAgent"],
         "ratio": ["RatioAgent"],
         "refl": ["REFL", "refl_loss"],

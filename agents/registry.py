@@ -28,6 +28,7 @@ AGENTS: "Registry[type[Agent]]" = Registry(
         "flow_grpo": "srgym.agents.flow_grpo:FlowGRPO",
         "gdpo_sr": "srgym.agents.gdpo_sr:GDPOSR",
         "mapo": "srgym.agents.mapo:MaPO",
+        "neighbor_grpo": "srgym.agents.neighbor_grpo:NeighborGRPO",
         "refl": "srgym.agents.refl:REFL",
         "token_cold_start": "srgym.agents.token_cold_start:TokenColdStart",
         "token_grpo": "srgym.agents.token_grpo:TokenGRPO",

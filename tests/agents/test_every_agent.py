@@ -8,7 +8,7 @@ import yaml
 from toys import flawed
 
 import srgym.agents
-from srgym.agents import AWM, CRD, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO, MaPO
+from srgym.agents import AWM, CRD, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO, MaPO, NeighborGRPO
 from srgym.agents.base import Agent
 from srgym.agents.dgpo import DGPO
 from srgym.agents.flow_dppo import FlowDPPO
@@ -36,6 +36,7 @@ AGENTS = {
     "grpo_guard": (FlowGRPO, {"group_size": 8, "steps": 6, "guard": True, "kl": 0.0}, 0.02, 25),
     "dpo": (DPO, {"beta": 100.0, "draws": 2}, 0.02, 45),
     "dpo_top_n": (DPO, {"beta": 100.0, "pairs": "top_n"}, 0.02, 30),
+    "neighbor": (NeighborGRPO, {"group_size": 8, "steps": 4, "time_share": 1.0}, 0.02, 40),
     "mapo": (MaPO, {"draws": 2}, 0.02, 45),
     "dgpo": (DGPO, {"group_size": 8, "kl": 0.0}, 0.02, 30),
     "dgpo_old": (DGPO, {"group_size": 8, "reference": "old", "old": 0.3, "kl": 0.0}, 0.03, 40),
@@ -46,7 +47,7 @@ AGENTS = {
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
 }
-ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo", "refl"]
+ONE_EACH = ["cold_start", "nft", "awm", "grpo", "neighbor", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo", "refl"]
 
 
 def build(toy, which, policy=None):
@@ -88,7 +89,7 @@ def test_identity_task(toy, which, seed):
     assert toy.distance(policy, "ema") < start / 3
 
 
-@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "neighbor", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo"])
 def test_a_reward_upside_down_leads_away(toy, which):
     """What solves the task isn't a drift of the loop: against the reward's sign the distance grows."""
 
@@ -262,7 +263,7 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    names = "awm codec cold_start crd dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr mapo refl"
+    names = "awm codec cold_start crd dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr mapo neighbor_grpo refl"
     assert srgym.agents.available() == [*names.split(), "token_cold_start", "token_grpo"]
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)

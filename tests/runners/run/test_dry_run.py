@@ -77,6 +77,7 @@ COUNTED = {
     "grpo": ("flow_grpo", {"group_size": 4, "steps": 5}),
     "grpo guarded": ("flow_grpo", {"group_size": 4, "steps": 5, "guard": True, "clip": 1e9}),
     "grpo branched": ("flow_grpo", {"group_size": 4, "steps": 5, "branch": True, "old_log_prob": "recomputed"}),
+    "neighbor": ("neighbor_grpo", {"group_size": 6, "steps": 4, "epochs": 2}),
     "mapo": ("mapo", {"group_size": 6, "draws": 2}),
     "grpo guided": ("flow_grpo", {"group_size": 4, "fast": True, "guidance": 2.0}),
     "dpo": ("dpo", {"group_size": 6, "draws": 2}),
