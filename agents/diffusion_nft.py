@@ -11,6 +11,10 @@ With D = v_theta - v_old, A the clipped advantage, c its clip and norms that are
 (c/b) ||v_old - v||^2 + c b ||D||^2 + 2 A <D, v_old - v>: c b is the trust region, and the best D is
 E[A (v - v_old)] / (c b).
 No likelihoods, no trajectories: any solver may collect.
+
+Fine-tuning makes velocities longer than the base's, and images harsher; `norm_guard` (NormGuard, Pan et al. 2026, arXiv
+2606.27771) is a hinge on that, mean max(0, ||v_theta|| / ||v_base|| - 1) at its weight. The paper has a hinge on
+||v_theta|| over ||v_base||; that it is relative here is this library's choice.
 """
 
 from typing import Any
@@ -25,7 +29,7 @@ from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
 
-__all__ = ["FORMS", "DiffusionNFT", "nft_loss"]
+__all__ = ["FORMS", "DiffusionNFT", "nft_loss", "norm_excess"]
 
 FORMS = ("self_normalised", "plain")
 
@@ -74,6 +78,12 @@ def nft_loss(
     return clip / beta * (r * normalised(positive) + (1 - r) * normalised(negative))
 
 
+def norm_excess(v: Tensor, v_base: Tensor) -> Tensor:
+    """By what share the velocity is longer than the base's; 0 where it is shorter: [B]."""
+    ours, theirs = (torch.linalg.vector_norm(u.flatten(1), dim=1) for u in (v, v_base))
+    return torch.relu(ours / theirs - 1)
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
@@ -87,6 +97,7 @@ class DiffusionNFT(ForwardAgent):
         clip: c; 1 is OARS's text, 5 the published code's.
         form: see `nft_loss`.
         adv_mode: which advantages count, see `srgym.agents.groups.optimality`.
+        norm_guard: weight of `norm_excess`.
         kl, old, options: see `ForwardAgent`; k is kl.
     """
 
@@ -101,17 +112,24 @@ class DiffusionNFT(ForwardAgent):
         clip: float = 1.0,
         form: str = "self_normalised",
         adv_mode: str = "all",
+        norm_guard: float = 0.0,
         kl: float = 1e-4,
         old: str | float = "linear",
         **options: Any,
     ) -> None:
         super().__init__(policy, reward, kl=kl, old=old, **options)
-        if not (beta > 0 and clip > 0):
-            raise Refusal(f"expected beta and clip above 0, got {beta} and {clip}")
+        if not (beta > 0 and clip > 0 and norm_guard >= 0):
+            raise Refusal(
+                f"expected beta and clip above 0 and norm_guard of at least 0, got {beta}, {clip} and {norm_guard}"
+            )
         if form not in FORMS:
             raise Refusal(f"expected form of {FORMS}, got {form}")
-        self.beta, self.clip, self.form, self.adv_mode = beta, clip, form, adv_mode
+        self.beta, self.clip, self.form, self.adv_mode, self.norm_guard = beta, clip, form, adv_mode, norm_guard
         optimality(torch.zeros(0), clip, adv_mode)  # refuses an unknown mode now
+
+    @property
+    def asks_base(self) -> bool:
+        return self.kl > 0 or self.norm_guard > 0
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         rows = super().prepare(rollout)
@@ -124,4 +142,7 @@ class DiffusionNFT(ForwardAgent):
             v, v_old, x_t, batch["t"], x0, batch["optimality"], beta=self.beta, clip=self.clip, form=self.form
         )  # fmt: skip
         terms = {"loss_policy": each.mean(), "deviation": (v.detach() - v_old).square().mean()}
+        if self.norm_guard > 0 and v_base is not None:
+            excess = norm_excess(v, v_base).mean()
+            terms |= {"loss_norm": self.norm_guard * excess, "norm_excess": excess.detach()}
         return TensorDict(terms | self._held(v, v_base))

@@ -69,6 +69,11 @@ class ForwardAgent(FlowAgent):
         self.kl, self.old, self.time_share = kl, old, time_share
         self.compare = Comparison(reward, group_size, std=std, filter=filter, combine=combine)
 
+    @property
+    def asks_base(self) -> bool:
+        """Whether `loss` runs the base."""
+        return self.kl > 0
+
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
         groups = self.compare(rollout)
@@ -104,15 +109,15 @@ class ForwardAgent(FlowAgent):
         return x0, eps, corrupt(x0, eps, batch["t"]), samples["cond"][sample]
 
     def _velocities(self, x_t: Tensor, t: Tensor, cond: TensorDict) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The learner's velocity, with its graph, the old policy's, and the base's where the KL term wants it."""
+        """The learner's velocity, with its graph, the old policy's, and the base's where `asks_base`."""
         # The base first: its activations are gone before the learner's graph is built.
-        v_base = self._velocity_of(None, x_t, t, cond) if self.kl > 0 else None
+        v_base = self._velocity_of(None, x_t, t, cond) if self.asks_base else None
         v = self._velocity(x_t, t, cond)
         return v, self._velocity_beside(v, "old", x_t, t, cond), v_base
 
     def _held(self, v: Tensor, v_base: Tensor | None) -> dict[str, Tensor]:
         """The KL term."""
-        if v_base is None:
+        if v_base is None or not self.kl > 0:
             return {}
         drift = (v - v_base).square().mean()
         return {"loss_kl": self.kl * drift, "kl": drift.detach()}
@@ -125,6 +130,6 @@ class ForwardAgent(FlowAgent):
         steps = self.sampling.steps
         # Where `old` is the learner itself an iteration's first pass needs no forward of it.
         old = 1 - 1 / self.epochs if self.old in ("on_policy", 0) else 1.0
-        beside = {"old": old} | ({None: 1.0} if self.kl > 0 else {})
+        beside = {"old": old} | ({None: 1.0} if self.asks_base else {})
         times = share_of_steps(steps, self.time_share)
         return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside=beside)

@@ -37,7 +37,7 @@ class Windows:
             raise Refusal(
                 f"expected at least 2 steps and a window of 1 to steps - 1, got {self.steps} and {self.length}"
             )
-        if self.fast + (self.slide is not None) + self.branch > 1 or (self.slide or 1) < 1:
+        if self.fast + (self.slide is not None) + self.branch > 1 or (self.slide is not None and self.slide < 1):
             raise Refusal(
                 "expected one of fast, branch and slide (of at least 1), or none of them, got "
                 f"fast={self.fast}, branch={self.branch}, slide={self.slide}"

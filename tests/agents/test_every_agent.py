@@ -25,6 +25,8 @@ AGENTS = {
     "nft": (DiffusionNFT, {"group_size": 8}, 0.02, 25),
     "nft_plain": (DiffusionNFT, {"group_size": 8, "form": "plain", "kl": 0.0}, 0.02, 25),
     "nft_delayed_old": (DiffusionNFT, {"group_size": 8, "old": 0.5, "clip": 5.0, "beta": 0.5}, 0.02, 40),
+    "nft_binary": (DiffusionNFT, {"group_size": 8, "adv_mode": "binary", "norm_guard": 0.01}, 0.02, 30),
+    "nft_one_only": (DiffusionNFT, {"group_size": 8, "adv_mode": "one_only", "kl": 0.0}, 0.02, 40),
     "awm": (AWM, {"group_size": 8}, 0.02, 25),
     "awm_uniform": (AWM, {"group_size": 8, "weighting": "uniform", "kl": 0.0, "epochs": 2, "old": 0.3}, 0.02, 40),
     "grpo": (FlowGRPO, {"group_size": 8, "steps": 6}, 0.02, 25),
@@ -129,7 +131,7 @@ def test_every_loss_term_has_a_gradient(toy, which):
     rows = next(agent.batches(agent.prepare(toy.collect(agent, torch.arange(3)))))
     terms = agent.loss(rows)
     names = [name for name in terms.keys() if name.startswith("loss_")]  # noqa: SIM118 - a TensorDict
-    assert len(names) == 1 + bool(getattr(agent, "kl", 0)) + (which == "mapo")
+    assert len(names) == 1 + bool(getattr(agent, "kl", 0)) + (which in ("mapo", "nft_binary"))
     for name in names:
         for _, parameter in agent.policy.trainable_parameters():
             parameter.grad = None
