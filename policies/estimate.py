@@ -395,8 +395,9 @@ def _phases(
         flops["sampling"] = samples * (work.steps * (1 + work.guided) * each + decode_flops)
     if work.times:
         update_flops, phases["update"] = extended(policy, policy.core, update)
-        row = update_flops / rows + sum(work.beside.values()) * each
-        flops["update"] = samples * work.times * work.epochs * (1 + work.guided) * row
+        row = (1 + work.guided) * (update_flops / rows + sum(work.beside.values()) * each)
+        row -= work.detached * (update_flops / rows - each)
+        flops["update"] = samples * work.times * work.epochs * row
     if work.reward_steps:
         reward_flops, phases["reward gradient"] = extended(policy, policy.core, reward)
         again = work.reward_steps * each if work.recomputed else 0.0

@@ -11,7 +11,7 @@ from srgym.rewards.base import Reward
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.registry import make
 
-__all__ = ["NORMALISATIONS", "Sum", "make_sum", "standardise"]
+__all__ = ["NORMALISATIONS", "Sum", "make_sum", "min_max", "standardise"]
 
 NORMALISATIONS = ("none", "per_component")
 
@@ -28,6 +28,20 @@ def standardise(score: Tensor, valid: Tensor, group: Tensor, eps: float = 1e-4) 
     # Two passes: E[x^2] - E[x]^2 loses the spread of large scores, such as decibels, to rounding.
     spread = ((same * (filled[None, :] - mean[:, None]).square()).sum(1) / count).sqrt()
     return torch.where(valid, (filled - mean) / (spread + eps), torch.full_like(score, torch.nan))
+
+
+def min_max(score: Tensor, valid: Tensor, group: Tensor, *, flat: float) -> Tensor:
+    """From the least to the greatest valid score of each group to [0, 1]; `flat` in a group without spread, and where
+    a row is invalid. All [B]."""
+    place = torch.unique(group, return_inverse=True)[1]
+    ends = [
+        torch.full((len(score),), -sign * torch.inf, dtype=score.dtype, device=score.device).scatter_reduce_(
+            0, place, torch.where(valid, score, -sign * torch.inf), reduction
+        )[place]
+        for sign, reduction in ((-1, "amin"), (1, "amax"))
+    ]
+    low, span = ends[0], ends[1] - ends[0]
+    return torch.where(valid & (span > 0), (score - low) / torch.where(span > 0, span, 1.0), flat)
 
 
 class Sum:

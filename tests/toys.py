@@ -72,8 +72,13 @@ class ToyPolicy(FlowPolicy):
         centred = x - (1 - s) * mean
         return s / variance * centred - (mean + (1 - s) * SPREAD**2 / variance * centred)
 
-    def guided_velocity(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
-        return torch.lerp(self.velocity(x, t, cond), self.velocity(x, t, cond), guidance)
+    def guided_velocity(
+        self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float, *, detached: bool = False
+    ) -> Tensor:
+        positive = self.velocity(x, t, cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+            negative = self.velocity(x, t, cond)
+        return torch.lerp(negative, positive, guidance)
 
     def decode(self, x0: Tensor, cond: TensorDict) -> Tensor:
         return x0.clamp(0, 1)
