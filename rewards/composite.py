@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from srgym.errors import Refusal
-from srgym.rewards.base import Reward
+from srgym.rewards.base import Reward, RewardOutput
 from srgym.rewards.info import RewardInfo
+from srgym.rewards.later import Later, gathered, then
 from srgym.rewards.registry import make
 
 __all__ = ["NORMALISATIONS", "Sum", "make_sum", "min_max", "standardise"]
@@ -61,11 +62,14 @@ class Sum:
         if any(part.has_map for part in parts.values()):
             self.map = self._map
 
-    def __call__(self, sr: Tensor, group: Tensor | None = None, **context: Any) -> dict[str, Tensor]:
+    def __call__(self, sr: Tensor, group: Tensor | None = None, **context: Any) -> Later[dict[str, Tensor]]:
         """Images [B, 3, H, W] and whatever context the parts name to `total`, `valid` and components, all [B]."""
+        parts = {name: part.begin(sr, group=group, **context) for name, part in self.parts.items()}
+        return then(gathered(parts), lambda outputs: self._summed(sr, group, outputs))
+
+    def _summed(self, sr: Tensor, group: Tensor | None, outputs: Mapping[str, RewardOutput]) -> dict[str, Tensor]:
         total, valid, components = sr.new_zeros(len(sr)), sr.new_ones(len(sr), dtype=torch.bool), {}
-        for name, part in self.parts.items():
-            output = part(sr, group=group, **context)
+        for name, output in outputs.items():
             score = output.total
             if self.normalise == "per_component" and group is not None:
                 score = standardise(score, output.valid, group)

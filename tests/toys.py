@@ -152,10 +152,11 @@ def closeness(sr: Tensor, lr: Tensor) -> Tensor:
     return -error.square().sum(1)
 
 
-def flawed(sr: Tensor, lr: Tensor) -> dict[str, Tensor]:
-    """`closeness` in two notes, of which the first of eight images or more gets none."""
+def flawed(sr: Tensor, lr: Tensor, group: Tensor) -> dict[str, Tensor]:
+    """`closeness` in two notes, of which the first of several images of the first context gets none."""
     score = closeness(sr, lr)
-    return {"total": score, "distance": -score, "valid": (torch.arange(len(sr)) > 0) | (len(sr) < 8)}
+    several = (group == 0).sum() > 1
+    return {"total": score, "distance": -score, "valid": (torch.arange(len(sr)) > 0) | (group > 0) | ~several}
 
 
 def distance(policy: ToyPolicy, adapter: str | None = "default") -> float:

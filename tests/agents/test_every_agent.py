@@ -48,6 +48,8 @@ AGENTS = {
     "dppo": (FlowDPPO, {"group_size": 8, "steps": 6}, 0.02, 30),
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
+    "refl_leaps": (REFL, {"path": "leaps"}, 0.02, 30),
+    "refl_known_noise": (REFL, {"path": "known_noise", "span": 0.3}, 0.02, 30),
 }
 ONE_EACH = ["cold_start", "nft", "awm", "grpo", "neighbor", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo", "refl"]
 

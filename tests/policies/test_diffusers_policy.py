@@ -261,7 +261,7 @@ def test_prompts_are_encoded_once_and_found_on_disk(make_tiny, kind, monkeypatch
     weight = next(encoder.parameters())
     try:  # another text encoder's embeddings are not these
         weight.data[..., 0] += 1
-        third = make(kind, pipe=other.pipe, scale=1, cache=str(tmp_path))
+        third = make_tiny(kind, pipe=other.pipe, cache=str(tmp_path))
         calls = count_calls(third, monkeypatch)
         third.encode(obs)
         assert len(calls) == 2
