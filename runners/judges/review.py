@@ -28,7 +28,7 @@ def review_rows(labels: pd.DataFrame, share: float, conflict: float) -> pd.DataF
     why = {i: "lowest scores" for i in order[:count]} | {i: "highest scores" for i in order[len(order) - count :]}
     apart = (labels["verdict"] - labels["quality"]).abs() > conflict
     for i in labels.index[apart]:
-        why[i] = f"{why[i]}; " * (i in why) + "the description says otherwise"
+        why[i] = "; ".join([*([why[i]] if i in why else []), "the description says otherwise"])
     chosen = labels.loc[sorted(why), ["group", "method", "sample", "quality", "verdict"]].copy()
     chosen["why"] = [why[i] for i in chosen.index]
     return chosen
