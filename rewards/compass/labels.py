@@ -101,7 +101,9 @@ def bradley_terry(outcome: Tensor, alpha: float = 0.1) -> Tensor:
 
     n = len(outcome)
     known = outcome.nan_to_num(0.0)
-    wins = torch.where(outcome.isfinite(), known, 0.0) + torch.where(outcome.T.isfinite(), 1 - outcome.T.nan_to_num(), 0)
+    wins = torch.where(outcome.isfinite(), known, 0.0) + torch.where(
+        outcome.T.isfinite(), 1 - outcome.T.nan_to_num(), 0
+    )
     wins.fill_diagonal_(0)
     strength = choix.ilsr_pairwise_dense(wins.numpy(), alpha=alpha) if n > 1 else [0.0]
     return torch.as_tensor(strength, dtype=torch.float64)

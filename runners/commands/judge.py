@@ -160,7 +160,10 @@ def _label(arguments: list[str]) -> int:
     check_stages(stages)
     done = label_set(JudgeSet(folder), settings, stages, _tell)
     for stage, (there, missing) in done.items():
-        print(f"{stage}: {there} there" + (f", {missing} without a usable answer: the same command asks again" * bool(missing)))
+        print(
+            f"{stage}: {there} there"
+            + (f", {missing} without a usable answer: the same command asks again" * bool(missing))
+        )
     if "review" in done:
         print(f"look at {folder}/review.csv, write keep or drop, and run the stage review again")
     return 0
