@@ -68,10 +68,10 @@ class DistilSettings:
     engine: Mapping[str, Any] = field(default_factory=lambda: {"engine": "transformers"})
 
     def __post_init__(self) -> None:
-        check_arguments(DistilSettings, vars(self), "distil.")
+        check_arguments(DistilSettings, vars(self), "")
         if (self.repeats > 1) != (self.temperature > 0):
             raise Refusal(
-                "distil.repeats and distil.temperature: a judge is asked several times to know its noise, which it has "
+                "repeats and temperature: a judge is asked several times to know its noise, which it has "
                 f"at a temperature above 0 alone, got {self.repeats} and {self.temperature}"
             )
 
@@ -111,7 +111,7 @@ class _Extended:
             drawn = self._policy.rollout({"lr": lr, "prompt": None}, sampling, seeds)["sr"]
         if drawn.shape[-2:] != like.shape[-2:]:
             raise Refusal(
-                f"distil.policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
+                f"policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
                 f"{tuple(drawn.shape[-2:])}: a policy of another scale"
             )
         large = F.interpolate(lr, size=like.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)

@@ -75,7 +75,7 @@ def _claim(run: Path, settings: TrainSettings, material: Material) -> None:
     other = [key for key, value in now["settings"].items() if before["settings"].get(key) != value]
     if other:
         raise Refusal(
-            f"{run} holds a run of other settings (train.{other[0]} was {before['settings'].get(other[0])!r}): name "
+            f"{run} holds a run of other settings ({other[0]} was {before['settings'].get(other[0])!r}): name "
             "another folder with out=RUN"
         )
 
