@@ -28,11 +28,12 @@ _PLOTTED = {
 }  # fmt: skip
 
 
-def write_report(run: Path, material: Material, stages: Sequence[tuple[str, Sequence[Block]]]) -> Path:
+def write_report(run: Path, material: Material | None, stages: Sequence[tuple[str, Sequence[Block]]]) -> Path:
     """Write `run`/report.html and report.md: everything that there is of a judge so far.
 
     Args:
-        material: the split that it was trained on. stages: of the set before the training, a title and blocks each.
+        material: the split that it was trained on; None where it isn't here any more. stages: of the set before the
+            training, a title and blocks each.
     """
     record = read_judge(run)
     document = Document(f"A judge: {record['recipe']}", f"Trained by `{record['command']}`.")
@@ -59,7 +60,7 @@ def write_evaluation(result: Mapping[str, Any], folder: Path, command: Sequence[
 # Training
 
 
-def _training(run: Path, record: Mapping[str, Any], material: Material) -> list[Block]:
+def _training(run: Path, record: Mapping[str, Any], material: Material | None) -> list[Block]:
     data, settings = record["set"], record["settings"]
     facts = [
         ["model", str(record["start"])],
@@ -73,7 +74,7 @@ def _training(run: Path, record: Mapping[str, Any], material: Material) -> list[
     figures = [_curve(rows, key, label) for key, label in _PLOTTED.items() if any(key in row for row in rows)]
     if figures:
         blocks.append(Figures(figures))
-    return [*blocks, _seen(record["recipe"], material)]
+    return blocks if material is None else [*blocks, _seen(record["recipe"], material)]
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
