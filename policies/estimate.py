@@ -26,7 +26,8 @@ from srgym.policies.flow import FlowPolicy
 from srgym.policies.registry import policy_class
 from srgym.policies.tokens import AutoregressivePolicy
 from srgym.policies.tracing import extended, traced
-from srgym.policies.vlcot.lumina import Layout, LuminaVLCoT, Parts
+from srgym.policies.vlcot.chameleon import Parts
+from srgym.policies.vlcot.lumina import Layout, LuminaVLCoT
 from srgym.policies.workload import Workload
 from srgym.sealed import read_object
 

@@ -1,25 +1,34 @@
 """What a comparison runs: every agent and seed from the same start, and the same agent on a random reward."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from srgym.agents.base import Agent, Need
-from srgym.agents.registry import AGENTS, agent_class
+from srgym.agents.base import Need
+from srgym.agents.registry import agent_class
 from srgym.rewards.kin import independent
 from srgym.rewards.toys import CONTROLS
+from srgym.runners.compare.entries import (
+    Entry,
+    addressed,
+    budget_overrides,
+    check_shared,
+    exchanged,
+    joined,
+    make_entries,
+    resolved,
+)
 from srgym.runners.compare.executor import Cell
 from srgym.runners.measure.metrics import usual_metrics
-from srgym.runners.run.config import GROUPS, SECTIONS, ConfigError, RunConfig, StageConfig, compose, resolve
+from srgym.runners.run.config import ConfigError, StageConfig, compose
 from srgym.runners.run.made_with import made_with
 from srgym.runners.run.overrides import METRICS, defaults, merge_known, read_override, take_values
 from srgym.settings import Count, Natural, Positive, leaves
 
-__all__ = ["Entry", "Plan", "make_plan", "tuned_plan"]
+__all__ = ["Plan", "make_plan", "tuned_plan"]
 
 _KINDS = {
     "seed": int | Sequence[int], "budget.images": Count | None, "budget.iterations": Count | None,
@@ -33,40 +42,6 @@ _KINDS = {
 }  # fmt: skip
 _GROUP = 8  # samples of a context where an agent decides by itself
 _ALONE = ("runner.threads=1", "logger=csv")
-# Hyperparameters that mean the same to every agent that has them.
-_SHARED = {*(AGENTS.options(Agent) or ()), "steps", "std", "filter", "combine"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is compared.
-
-    Attributes:
-        label: its name in tables. overrides: what distinguishes it on a command line.
-        reward: the label of its reward. agent, policy: their names.
-        stage: the settings of the stage that trains it, resolved.
-        tuned: whether anybody set hyperparameters for this entry: the experiment's block for its agent, `settings`, or
-            a search.
-        start, control: the labels of the cells that it is held against; no control: None.
-    """
-
-    label: str
-    overrides: tuple[str, ...]
-    reward: str
-    agent: str
-    policy: str
-    stage: StageConfig
-    tuned: bool
-    start: str = "start"
-    control: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """What the report needs of it."""
-        hyperparameters = {key: self.stage.sections[key] for key in ("agent", "runner", "lora")}
-        return {
-            "overrides": list(self.overrides), "reward": self.reward, "agent": self.agent, "policy": self.policy,
-            "tuned": self.tuned, "start": self.start, "control": self.control, "hyperparameters": hyperparameters,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,8 +110,8 @@ def _plan(arguments: Sequence[str], winners: Mapping[str, Sequence[str]]) -> Pla
     axes = {key: [f"{key}={value}" for value in values] for key, values in sweeps.items()}
     axes |= {key: [text if "=" in text else f"{key}={text}" for text in values] for key, values in swept.items()}
     seeds = _seeds(settings)
-    entries = _entries(settings, fixed, axes, seeds[0], winners)
-    _check_shared(fixed, entries)
+    entries = make_entries(settings, fixed, axes, seeds[0], winners)
+    check_shared(fixed, entries)
     metrics, held_out = _metrics(settings, entries)
     folder = Path(settings["out"])
     plan = Plan(tuple(arguments), folder, settings, fixed, entries, metrics, held_out, [])
@@ -163,138 +138,6 @@ def _seeds(settings: Mapping[str, Any]) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seed is a number or several different ones, as in seed=0,1,2; got {settings['seed']}")
     return seeds
-
-
-def _joined(*lists: Sequence[str]) -> list[str]:
-    """Overrides one after the other; a later one of the same key takes the place of an earlier one."""
-    joined: dict[str, str] = {}
-    for override in (override for overrides in lists for override in overrides):
-        key = override.partition("=")[0]
-        joined.pop(key, None)
-        joined[key] = override
-    return list(joined.values())
-
-
-def _exchanged(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Overrides with some parts exchanged (agent=, reward=): what was said of the old parts isn't said of the new."""
-    parts = tuple(f"{change.partition('=')[0]}." for change in changes if change.partition("=")[0] in GROUPS)
-    return _joined([override for override in overrides if not override.startswith(parts)], changes)
-
-
-def _entries(
-    settings: Mapping[str, Any],
-    fixed: Sequence[str],
-    axes: Mapping[str, Sequence[str]],
-    seed: int,
-    winners: Mapping[str, Sequence[str]],
-) -> list[Entry]:
-    """What is compared, each with the settings of the stage that trains it."""
-    named: Mapping[str, Sequence[str]] = settings["entries"] or {"": ()}
-    entries: list[Entry] = []
-    wanted = set(settings["settings"])
-    for name, own in named.items():
-        for point in product(*axes.values()):
-            overrides = _joined(own, point)
-            config = _resolved([*_joined(fixed, overrides, _budget(settings)), f"seed={seed}"])
-            stage = _trained(config)
-            agent, policy = str(stage.sections["agent"]["name"]), str(stage.sections["policy"]["name"])
-            label = ", ".join(part for part in (name, *map(_short, point)) if part)
-            label = label or _part("agent", fixed, overrides) or agent
-            reward = _part("reward", fixed, overrides) or str(stage.sections["reward"]["name"])
-            names = (label, _short_agent(fixed, overrides) or agent, agent)
-            keys = [key for key in names if key in settings["settings"]]
-            wanted -= set(keys)
-            tuning = [o for key in dict.fromkeys(keys) for o in _addressed(settings["settings"][key], stage, key)]
-            tuning += winners.get(label, ())
-            if tuning:
-                overrides = _joined(overrides, tuning)
-                stage = _trained(_resolved([*_joined(fixed, overrides, _budget(settings)), f"seed={seed}"]))
-            tuned = bool(tuning) or f"agent={agent}" in (config.tree.get("when") or {})
-            entries.append(Entry(label, tuple(overrides), reward, agent, policy, stage, tuned))
-    labels = [entry.label for entry in entries]
-    if len(set(labels)) != len(labels):
-        raise ConfigError("two entries have the same label: expected every value once")
-    if wanted:
-        stray = sorted(wanted)[0]
-        near = get_close_matches(stray, labels, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(labels)}"
-        raise ConfigError(f"settings.{stray} is for no entry of this comparison{hint}")
-    return entries
-
-
-def _trained(config: RunConfig) -> StageConfig:
-    """The last stage that trains."""
-    return next(stage for stage in reversed(config.stages) if stage.kind == "train")
-
-
-def _addressed(settings: Mapping[str, Any], stage: StageConfig, label: str) -> Iterator[str]:
-    """An entry's own settings as overrides; a bare `lr` or `beta` is the runner's or the agent's, whichever has it."""
-    agent, runner = AGENTS.options(agent_class(stage.sections["agent"]["name"])) or {}, stage.sections["runner"]
-    for key, value in leaves(settings):
-        first = key.partition(".")[0]
-        if first in SECTIONS:
-            path = key
-        elif first in agent:
-            path = f"agent.{key}"
-        elif first in runner:
-            path = f"runner.{key}"
-        else:
-            known = sorted({*agent, *runner})
-            near = get_close_matches(first, known, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f": expected one of {', '.join(known)}"
-            raise ConfigError(f"settings.{label}.{key}: neither the agent nor the runner has '{first}'{hint}")
-        yield f"{path}={_written(value)}"
-
-
-def _written(value: Any) -> str:
-    """A value as it stands on a command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _check_shared(fixed: Sequence[str], entries: Sequence[Entry]) -> None:
-    """Refuse a hyperparameter for all, where it means different things to the agents that have it."""
-    agents = {entry.agent: agent_class(entry.agent) for entry in entries}
-    for override in fixed:
-        key = override.partition("=")[0]
-        name = key.removeprefix("agent.").partition(".")[0]
-        if not key.startswith("agent.") or len(agents) < 2 or name in _SHARED:
-            continue
-        having = [agent for agent, kind in agents.items() if name in (AGENTS.options(kind) or ())]
-        first = next((entry.label for entry in entries if entry.agent in having), entries[0].label)
-        raise ConfigError(
-            f"{key} is a hyperparameter of {' and '.join(having) or 'no agent here'}, and doesn't mean the same to all "
-            f"agents of this comparison: give it to one, as in settings.{first}.{name}={override.partition('=')[2]}"
-        )
-
-
-def _short(override: str) -> str:
-    key, _, value = override.partition("=")
-    return value.rpartition(":")[2] if key in ("agent", "reward") else override  # of module:Class, the class
-
-
-def _part(group: str, fixed: Sequence[str], overrides: Sequence[str]) -> str | None:
-    """What a part is called on the command line."""
-    return next((o.partition("=")[2] for o in _joined(fixed, overrides) if o.startswith(f"{group}=")), None)
-
-
-def _short_agent(fixed: Sequence[str], overrides: Sequence[str]) -> str | None:
-    agent = _part("agent", fixed, overrides)
-    return None if agent is None else agent.rpartition(":")[2]
-
-
-def _resolved(overrides: Sequence[str]) -> RunConfig:
-    return resolve(*compose(list(overrides)))
-
-
-def _budget(settings: Mapping[str, Any]) -> list[str]:
-    budget = settings["budget"]
-    if all(limit is None for limit in budget.values()):
-        return []
-    return [f"runner.{key}={'null' if limit is None else limit}" for key, limit in budget.items()]
 
 
 def _metrics(settings: Mapping[str, Any], entries: Sequence[Entry]) -> tuple[dict[str, Any], list[str]]:
@@ -352,19 +195,24 @@ def _start(plan: Plan, label: str, entry: Entry, seed: int) -> tuple[Cell, list[
     folder, weights, trained = plan.folder / "cells" / _slug(label), list[str](), None
     policy = [o for o in entry.overrides if o.partition("=")[0].partition(".")[0] == "policy"]
     if plan.settings["start"] is not None:
-        trained = [*_exchanged(_joined(_ALONE, plan.fixed, policy), plan.settings["start"]), f"seed={seed}"]
-        stage = _resolved(trained).stages[-1]
+        trained = [*exchanged(joined(_ALONE, plan.fixed, policy), plan.settings["start"]), f"seed={seed}"]
+        stage = resolved(trained).stages[-1]
         if stage.sections["lora"] is not None and stage.kind == "train":
             raise ConfigError("start= must leave a policy without a LoRA: add lora=null to it, or a merge")
         weights = [f"policy.weights={folder / 'run' / 'stages' / stage.name / 'policy'}"]
-    settings = _joined(_ALONE, plan.fixed, entry.overrides)
+    settings = joined(_ALONE, plan.fixed, entry.overrides)
     request = _request(plan, entry.reward, trained, settings=settings, pictures=True, baselines=True)
     return Cell(folder, label, "start", seed, request), weights
 
 
 def _common(plan: Plan, entry: Entry, weights: Sequence[str]) -> list[str]:
-    return _joined(
-        _ALONE, plan.fixed, entry.overrides, weights, _budget(plan.settings), _evaluations(plan.settings, entry.stage)
+    return joined(
+        _ALONE,
+        plan.fixed,
+        entry.overrides,
+        weights,
+        budget_overrides(plan.settings),
+        _evaluations(plan.settings, entry.stage),
     )
 
 
@@ -372,7 +220,7 @@ def _cells(plan: Plan, entry: Entry, weights: Sequence[str], seeds: Sequence[int
     """The runs of one entry, and its control unless another entry of the same settings has it already."""
     common = _common(plan, entry, weights)
     follows = Need.REWARD_GRADIENT in agent_class(entry.agent).needs
-    random = _exchanged(common, [f"reward={'random_network' if follows else 'random'}"])
+    random = exchanged(common, [f"reward={'random_network' if follows else 'random'}"])
     cells = []
     for seed in seeds:
         request = _request(plan, entry.reward, [*common, f"seed={seed}"], pictures=seed == seeds[0])
@@ -409,7 +257,7 @@ def _trials(plan: Plan, weights: Mapping[str, Sequence[str]], seed: int) -> dict
         common = _common(plan, entry, weights[entry.start])
         cells[entry.label] = []
         for i, point in enumerate(grids[entry.label]):
-            overrides = [*_joined(common, point), f"seed={seed}"]
+            overrides = [*joined(common, point), f"seed={seed}"]
             request = _request(plan, entry.reward, overrides, test={"split": "validation"}, point=list(point))
             folder = plan.folder / "search" / _slug(f"{entry.label} {i}")
             cells[entry.label].append(Cell(folder, f"{entry.label}: {' '.join(point)}", "trial", seed, request))
@@ -425,7 +273,7 @@ def _points(plan: Plan, entry: Entry, search: Mapping[str, Any]) -> list[tuple[s
         raise ConfigError(f"search expects lists of values for '{entry.label}', as in {{lr: [1e-3, 3e-3]}}, got {grid}")
     axes = []
     for key, values in leaves(grid):
-        axes.append([next(_addressed({key: value}, entry.stage, entry.label)) for value in values])
+        axes.append([next(addressed({key: value}, entry.stage, entry.label)) for value in values])
     points = list(product(*axes))
     trials = plan.settings["trials"]
     return points if trials is None or trials >= len(points) else Random(0).sample(points, int(trials))

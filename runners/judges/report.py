@@ -10,15 +10,18 @@ import numpy as np
 
 from srgym.files import to_png
 from srgym.runners.judges.exported import read_judge
+from srgym.runners.judges.judge_set import JudgeSet
 from srgym.runners.judges.material import Material
+from srgym.runners.judges.set_material import read_material
 from srgym.runners.judges.sft import from_png
+from srgym.runners.judges.status import status
 from srgym.runners.measure.published import published_tables
 from srgym.runners.report.document import Block, Callout, Document, Figure, Figures, Heading, Panel, Panels, Table, Text
 from srgym.runners.report.plots import render
 from srgym.runners.report.writing import write
 from srgym.sealed import read_object
 
-__all__ = ["accuracy_table", "evaluation_blocks", "write_evaluation", "write_report"]
+__all__ = ["accuracy_table", "evaluation_blocks", "report", "write_evaluation"]
 
 _BENCHMARK, _COLUMNS = "SRIQA-Bench", {"Reg": "reg_acc", "Gen": "gen_acc", "All": "all_acc"}
 _SHOWN = 3
@@ -28,17 +31,14 @@ _PLOTTED = {
 }  # fmt: skip
 
 
-def write_report(run: Path, material: Material | None, stages: Sequence[tuple[str, Sequence[Block]]]) -> Path:
-    """Write `run`/report.html and report.md: everything that there is of a judge so far.
-
-    Args:
-        material: the split that it was trained on; None where it isn't here any more. stages: of the set before the
-            training, a title and blocks each.
-    """
+def report(run: Path) -> Path:
+    """Write `run`/report.html and report.md: everything that there is of a judge so far, its set too where that is here."""
     record = read_judge(run)
     document = Document(f"A judge: {record['recipe']}", f"Trained by `{record['command']}`.")
-    for title, blocks in stages:
-        document.add(Heading(title), *blocks)
+    data, material = Path(record["data"] or ""), None
+    if (data / "set.json").is_file():
+        material = read_material(data, record["set"]["split"])
+        document.add(Heading("The set and its labels"), Table(["", ""], _set(data), words=True), _spread(material))
     document.add(Heading("Training"), *_training(run, record, material))
     for path in sorted(run.glob("evaluation/*/evaluation.json")):
         document.add(Heading(f"Measured on {path.parent.name}"), *evaluation_blocks(read_object(path, {})))
@@ -51,10 +51,34 @@ def write_evaluation(result: Mapping[str, Any], folder: Path, command: Sequence[
     """Write `folder`/report.html of one evaluation."""
     on = result["on"]
     document = Document(
-        f"{result['judge']} on {on['name']}", f"{result['groups']} groups of its {on['split']} split. `{' '.join(command)}`"
+        f"{result['judge']} on {on['name']}",
+        f"{result['groups']} groups of its {on['split']} split. `{' '.join(command)}`",
     )
     document.add(*evaluation_blocks(result))
     return write(document, folder)
+
+
+def _set(data: Path) -> list[list[str]]:
+    """What there is of each stage."""
+    lines = [line.strip().partition(": ") for line in status(JudgeSet(data))]
+    return [[head, tail] for head, _, tail in lines]
+
+
+def _spread(material: Material) -> Block:
+    """How the labels lie, by method."""
+    labels: dict[str, list[tuple[float, float]]] = {}
+    for group in material.groups:
+        for j, method in enumerate(group.methods):
+            fidelity = math.nan if group.fidelity is None else group.fidelity[j]
+            labels.setdefault(method, []).append((group.quality[j], fidelity))
+    rows = []
+    for method, own in labels.items():
+        quality, fidelity = np.array(own).T
+        known = fidelity[np.isfinite(fidelity)]
+        told = f"{known.mean():.2f}" if len(known) else "-"
+        rows.append([method, str(len(own)), f"{quality.mean():.2f}", f"{quality.std():.2f}", told])
+    caption = f"Labels of the {material.about['split']} split; fidelity is known of inputs that were made of a picture."
+    return Table(["method", "candidates", "quality", "its spread", "fidelity"], rows, caption)
 
 
 # Training
@@ -124,7 +148,11 @@ def accuracy_table(result: Mapping[str, Any]) -> Table:
     """Accuracies with 95% intervals over scenes, baselines and published rows beside them."""
     subsets = result["subsets"]
     rows = [
-        [label, *(_percent(own[s]["accuracy"]) for s in subsets), *(f"{own['All'][k]:.1%}" for k in ("ties", "unrated"))]
+        [
+            label,
+            *(_percent(own[s]["accuracy"]) for s in subsets),
+            *(f"{own['All'][k]:.1%}" for k in ("ties", "unrated")),
+        ]
         for label, own in result["accuracy"].items()
     ]
     if result["original_best"]:
@@ -147,7 +175,10 @@ def evaluation_blocks(result: Mapping[str, Any]) -> list[Block]:
     if beaten[0] is not None and not beaten[1] > 0:
         said = f"{_percent(beaten, sign=True)} points against the mean of each method: it tells methods apart, at most."
         blocks.append(Callout("warning", said, "No judge of images yet"))
-    rows = [[label, *(_percent(own[s], sign=True) for s in result["subsets"])] for label, own in result["difference"].items()]
+    rows = [
+        [label, *(_percent(own[s], sign=True) for s in result["subsets"])]
+        for label, own in result["difference"].items()
+    ]
     blocks += [Table([f"{result['judge']} over", *result["subsets"]], rows, "Difference on the same pairs, points.")]
     gaps = [[f"{low:.3g} to {high:.3g}", f"{100 * right:.1f}", str(n)] for low, high, right, n in result["by_gap"]]
     left = [[m, *(f"{100 * x:.1f}" if math.isfinite(x) else "-" for x in own)] for m, own in result["left_out"].items()]
@@ -198,4 +229,10 @@ def _distilled(result: Mapping[str, Any]) -> list[Block]:
         f"{result['policy']} in each; the teacher's noise is {result['noise']:.4f} of a score. No ground truth."
     )
     columns = ["Spearman, student and teacher", "mean", "SE", "photographs", "groups"]
-    return [Text(said), Table(columns, rows, "On the held-out split; the mean over photographs and its standard error.")]
+    caption = "On the held-out split; the mean over photographs and its standard error."
+    blocks: list[Block] = [Text(said), Table(columns, rows, caption)]
+    if result.get("audit"):
+        answers = {True: "holds", False: "**fails**", None: "not asked"}
+        lines = [[line["name"], answers[line["holds"]], line["measured"]] for line in result["audit"]]
+        blocks.append(Table(["audit of the student", "verdict", "measured"], lines, words=True))
+    return blocks

@@ -15,6 +15,7 @@ from srgym.settings import Count, Natural, Positive, Share, check_arguments
 
 __all__ = ["JsonLines", "Lora", "Ranking", "TrainSettings", "adapter", "arguments", "processes", "processor"]
 
+
 @dataclass(frozen=True)
 class Lora:
     """A LoRA on the language model's linear layers."""

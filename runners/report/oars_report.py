@@ -275,8 +275,8 @@ def _pairs(roles: Roles, start: str) -> list[tuple[str, str]]:
 
 
 def _columns(frame: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
-    """The table of levels: rewards and metrics, of the parts only fidelity and quality."""
-    kept = ("fidelity", "q_sr", "texture")
+    """The table of levels: rewards and metrics, of the parts only fidelity, quality and generation."""
+    kept = ("fidelity", "q_sr", "texture", "generation")  # all methods have it, words or none
     return [m for m in metric_names(frame) if m in record["metrics"] or m.rpartition(".")[2] in kept]
 
 

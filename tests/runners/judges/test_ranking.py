@@ -32,13 +32,9 @@ def test_rows_are_those_of_one_lr_next_to_each_other_and_new_in_every_pass():
     assert len({tuple(one) for one in passes}) > 1
     assert len({tuple(group) for group in groups if group[0][0] == 0}) > 1
     assert rows == ranking_rows(labels, Ranking(images=3, answers=2), 4, 0)
-    with pytest.raises(
-        ValueError, match="ranking.images=6: expected LRs with as many labelled images, the most are 5"
-    ):
+    with pytest.raises(ValueError, match="ranking.images=6: expected LRs with as many labelled images, the most are 5"):
         ranking_rows(labels, Ranking(images=6, answers=2), 1, 0)
-    with pytest.raises(
-        ValueError, match="ranking.contexts=4: expected at least 4 LRs of 3 images for a step, got 3"
-    ):
+    with pytest.raises(ValueError, match="ranking.contexts=4: expected at least 4 LRs of 3 images for a step, got 3"):
         ranking_rows(labels, Ranking(images=3, answers=2, contexts=4), 1, 0)
 
 
