@@ -205,9 +205,7 @@ class Compact:
     def _rated(self, view: View) -> tuple[float, Tensor]:
         _, q_lr, q_sr, valid = self.scorer(view.lr[None].expand(len(view.sr), -1, -1, -1), view.sr)
         known = q_lr[valid]
-        return float(known.double().median()) if len(known) else float("nan"), torch.where(
-            valid, q_sr.double(), torch.nan
-        )
+        return float(known.double().median()) if len(known) else float("nan"), torch.where(valid, q_sr.double(), torch.nan)
 
     def rate(self, view: View, places: Sequence[int], sample: int) -> list[float | None]:
         q_lr, q_sr = self._rated(view)
@@ -265,7 +263,9 @@ def _known(values: Tensor) -> list[float | None]:
     return [value if value == value else None for value in values.tolist()]
 
 
-def _outcomes(scores: Tensor, families: Tensor, tie: float, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
+def _outcomes(
+    scores: Tensor, families: Tensor, tie: float, pairs: Sequence[tuple[int, int]]
+) -> list[float | None]:
     outcome = outcomes_from_scores(scores, tie_margins(scores, families, tie))
     return [float(outcome[a, b]) if bool((scores[a] + scores[b]).isfinite()) else None for a, b in pairs]
 

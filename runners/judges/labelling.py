@@ -108,7 +108,9 @@ class _Annotators:
         specs = dict(spec) if split else {"synthetic": spec, "real": spec}
         self.stage, self.by_kind = stage, {kind: make_annotator(own) for kind, own in specs.items()}
         folder = made.folder / "answers"
-        self.logs = {own.name: AnswerLog(folder / f"{stage}.{_file(own.name)}.jsonl") for own in self.by_kind.values()}
+        self.logs = {
+            own.name: AnswerLog(folder / f"{stage}.{_file(own.name)}.jsonl") for own in self.by_kind.values()
+        }
 
     def of(self, group: _Group) -> tuple[Annotator, AnswerLog]:
         if group.own.kind not in self.by_kind:
@@ -226,7 +228,9 @@ def _sheet(
     if stage == "compare":
         for key, answer in filled.items():  # the other order is the same answer
             group, own = items[key]
-            (turned,) = (q for q in _questions(stage, group, who, 1) if q.places == (own.places[1], own.places[0]))
+            (turned,) = (
+                q for q in _questions(stage, group, who, 1) if q.places == (own.places[1], own.places[0])
+            )
             log.add({turned.key: 1 - answer}, {turned.key: _about(group, turned)})
 
 
@@ -254,9 +258,7 @@ def label(made: JudgeSet, settings: LabelSettings) -> pd.DataFrame:
         raise Unanswered(f"{lacking} of {len(groups)} groups lack ratings: run the stage anchor first, or again")
     lacking = sum(len(o) > 1 and bool(o.isnan().all(1).any()) for o in map(_apart, outcomes))
     if lacking:
-        raise Unanswered(
-            f"{lacking} of {len(groups)} groups have candidates that nobody compared: run the stage compare"
-        )
+        raise Unanswered(f"{lacking} of {len(groups)} groups have candidates that nobody compared: run the stage compare")
     ranked = [ranks(outcome) for outcome in outcomes]
     fitted = calibrate_groups(
         [(rank, q[1:]) for rank, q in zip(ranked, rated, strict=True)], settings.inverted, settings.most_inverted
@@ -314,7 +316,9 @@ def _fidelity(group: _Group, reward: Any) -> Tensor | None:
     return close
 
 
-def _described(made: JudgeSet, rows: pd.DataFrame, groups: Iterable[_Group], settings: LabelSettings) -> pd.DataFrame:
+def _described(
+    made: JudgeSet, rows: pd.DataFrame, groups: Iterable[_Group], settings: LabelSettings
+) -> pd.DataFrame:
     if rows.empty or not any((made.folder / "answers").glob("describe.*.jsonl")):
         return rows
     annotators = _Annotators(made, "describe", settings.annotator["describe"])

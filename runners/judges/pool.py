@@ -69,7 +69,9 @@ class PoolSettings:
         return {place: count for place, count in counts.items() if count}
 
 
-def build_pool(folder: str, settings: PoolSettings, progress: Callable[[str, float], None] | None = None) -> JudgeSet:
+def build_pool(
+    folder: str, settings: PoolSettings, progress: Callable[[str, float], None] | None = None
+) -> JudgeSet:
     """Fill a set's folder with inputs and candidates; goes on where an earlier call was stopped.
 
     Raises:
@@ -88,9 +90,7 @@ def build_pool(folder: str, settings: PoolSettings, progress: Callable[[str, flo
         for i, (name, wanted) in enumerate(parts):
             part = f"{j:02}-{name}"
             if not made.has("candidates", part):
-                made.add_candidates(
-                    part, list(_candidates(made, method, [_name(*place) for place in wanted], settings))
-                )
+                made.add_candidates(part, list(_candidates(made, method, [_name(*place) for place in wanted], settings)))
             tell(method.name, (i + 1) / len(parts))
     return made
 
@@ -115,12 +115,7 @@ def _source(settings: PoolSettings, split: str, kind: str) -> Source:
     count = settings.counts[split, kind]
     if settings.inputs == "photographs" and (kind == "synthetic" or settings.real is None):
         size = settings.size if kind == "synthetic" else settings.size // _SCALE
-        options: dict[str, Any] = {
-            "name": "photographs",
-            "size": size,
-            "preset": settings.preset,
-            "more": settings.more,
-        }
+        options: dict[str, Any] = {"name": "photographs", "size": size, "preset": settings.preset, "more": settings.more}
     elif kind == "real":
         options = {"name": "lr_folder", "path": settings.real or settings.inputs, "size": settings.size}
     else:
@@ -145,7 +140,9 @@ def _input(
     return NewInput(name, split, "real", to_png(torch.as_tensor(met)))
 
 
-def _candidates(made: JudgeSet, method: Method, names: Sequence[str], settings: PoolSettings) -> Iterator[NewCandidate]:
+def _candidates(
+    made: JudgeSet, method: Method, names: Sequence[str], settings: PoolSettings
+) -> Iterator[NewCandidate]:
     own = {given.group: given for given in made.inputs}
     lr = {name: from_png(png) for name in names if (png := made.lr(own[name])) is not None}
     # A method's draws don't depend on which others there are.

@@ -25,7 +25,7 @@ def review_rows(labels: pd.DataFrame, share: float, conflict: float) -> pd.DataF
     """
     order = labels.sort_values(["quality", "group", "method", "sample"], kind="stable").index
     count = max(1, math.ceil(share * len(order))) if len(order) and share > 0 else 0
-    why = dict.fromkeys(order[:count], "lowest scores") | dict.fromkeys(order[len(order) - count :], "highest scores")
+    why = {i: "lowest scores" for i in order[:count]} | {i: "highest scores" for i in order[len(order) - count :]}
     apart = (labels["verdict"] - labels["quality"]).abs() > conflict
     for i in labels.index[apart]:
         why[i] = "; ".join([*([why[i]] if i in why else []), "the description says otherwise"])
@@ -66,9 +66,7 @@ def _decisions(path: Path) -> dict[tuple[str, str, int], tuple[str, str]]:
         for number, row in enumerate(csv.DictReader(file), 2):
             missing = [name for name in _COLUMNS if row.get(name) is None]
             if missing:
-                raise Refusal(
-                    f"{path}, line {number}: expected the columns {', '.join(_COLUMNS)}, '{missing[0]}' is missing"
-                )
+                raise Refusal(f"{path}, line {number}: expected the columns {', '.join(_COLUMNS)}, '{missing[0]}' is missing")
             decision = row["decision"].strip().lower()
             if decision not in _DECISIONS:
                 raise Refusal(f"{path}, line {number}: expected keep, drop or nothing as a decision, got '{decision}'")

@@ -23,9 +23,7 @@ class _Pictures:
     def lr(self, group: int) -> bytes:
         png = self.made.lr(self.inputs[group])
         if png is None:
-            raise Refusal(
-                f"'{self.inputs[group].group}' of {self.made.folder} has no LR image, which a judge has to see"
-            )
+            raise Refusal(f"'{self.inputs[group].group}' of {self.made.folder} has no LR image, which a judge has to see")
         return png
 
     def hr(self, group: int) -> bytes | None:
@@ -66,12 +64,7 @@ def read_material(folder: str | Path, split: str, limit: int | None = None) -> M
     if not groups:
         raise Refusal(f"the split '{split}' of {folder} has no labelled inputs")
     who = sorted(path.stem.split(".", 1)[1] for path in (made.folder / "answers").glob("*.jsonl"))
-    about = {
-        "name": made.folder.name,
-        "split": split,
-        "annotators": list(dict.fromkeys(who)),
-        "sha256": file_hash(path),
-    }
+    about = {"name": made.folder.name, "split": split, "annotators": list(dict.fromkeys(who)), "sha256": file_hash(path)}
     return Material(groups, _Pictures(made, inputs, candidates), about)
 
 
