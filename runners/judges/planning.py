@@ -68,9 +68,9 @@ def model_sizes(model: Path | None, rank: int) -> Sizes:
 def bytes_per_gpu(sizes: Sizes, settings: TrainSettings, gpus: int, tokens: int) -> dict[str, float]:
     """Bytes on each of the GPUs, by what for.
 
-    Full training: float32 weights, gradients and AdamW's two moments, 16 bytes a parameter, sharded (FSDP2). A LoRA: the
-    frozen weights on every GPU, and 16 bytes a parameter of its own. Activations, of a microbatch: what every layer is
-    given where gradients are checkpointed (else about 17 of that), and the logits with their gradient in float32.
+    Full training: float32 weights, gradients and AdamW's two moments, 16 bytes a parameter, sharded (FSDP2). A LoRA:
+    the frozen weights on every GPU, and 16 bytes a parameter of its own. Activations, of a microbatch: what every layer
+    is given where gradients are checkpointed (else about 17 of that), and the logits with their gradient in float32.
     """
     frozen = {"float32": 4, "bfloat16": 2}[settings.dtype]
     width = 2 if settings.autocast or settings.dtype == "bfloat16" else 4
@@ -88,7 +88,7 @@ def bytes_per_gpu(sizes: Sizes, settings: TrainSettings, gpus: int, tokens: int)
 
 
 def seconds(sizes: Sizes, settings: TrainSettings, gpus: int, rows: int, tokens: int) -> tuple[float, float]:
-    """(hours' worth of updates, of writing answers) in seconds on the GPUs, for `rows` of the set, once each.
+    """Seconds of updates, and of writing answers, on the GPUs; `rows` are questions, each as often as it is met.
 
     2 operations a parameter and token forward, 4 backward (2 where weights are frozen), 2 to compute a checkpointed
     layer again. Answers (ranking) read the weights once a token, for all that are written together.

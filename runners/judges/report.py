@@ -32,7 +32,7 @@ _PLOTTED = {
 
 
 def report(run: Path) -> Path:
-    """Write `run`/report.html and report.md: everything that there is of a judge so far, its set too where that is here."""
+    """Write `run`/report.html and report.md: all that there is of a judge so far, and its set where that is here."""
     record = read_judge(run)
     document = Document(f"A judge: {record['recipe']}", f"Trained by `{record['command']}`.")
     data, material = Path(record["data"] or ""), None
@@ -207,7 +207,7 @@ def evaluation_blocks(result: Mapping[str, Any]) -> list[Block]:
 
 def _orders(result: Mapping[str, Any]) -> str:
     if result["flips"] is None:
-        return "Order of asking: an image is rated on its own, beside its input, so there is none that could flip an answer."
+        return "Order of asking: an image is rated alone, beside its input, so no order can flip an answer."
     return (
         f"Order of asking: {result['flips']:.1%} of pairs are answered otherwise when the two change places; "
         f"{result['unread']:.1%} of answers can't be read."

@@ -26,13 +26,14 @@ class Six:
         return shown(sr[..., ::4, ::4], sr)[0]
 
 
+GIVEN: list[list[int]] = []
+
+
 class Told(RankingReward):
     """Keeps what it was given."""
 
-    given: list[list[int]] = []
-
     def __call__(self, completions, group, label, **rest):
-        self.given.append(list(group))
+        GIVEN.append(list(group))
         return super().__call__(completions, group, label, **rest)
 
 
@@ -48,7 +49,7 @@ def main(model: str, folder: str, shuffled: bool) -> None:
         trainer.train()
     except RuntimeError as error:
         said = str(error)
-    write_json(Path(folder) / f"{os.environ['RANK']}.json", {"given": Told.given, "said": said})
+    write_json(Path(folder) / f"{os.environ['RANK']}.json", {"given": GIVEN, "said": said})
     os._exit(0)  # the other process may be waiting for this one
 
 
