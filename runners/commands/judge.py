@@ -21,7 +21,7 @@ from typing import Any
 
 from srgym.errors import MissingFile, Refusal
 
-__all__ = ["run"]
+__all__ = ["positions", "read_settings", "run"]
 
 _VERBS = ("pool", "import", "label", "train", "evaluate", "distil", "status")
 
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
 # Settings
 
 
-def _settings(kind: type, arguments: list[str], section: str, others: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def read_settings(kind: type, arguments: list[str], section: str, others: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A verb's settings, from its defaults, a config's section and the command line; and the values of `others`."""
     from srgym.runners.run.overrides import merge_known, take_values
 
@@ -101,7 +101,7 @@ def _config(arguments: list[str]) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _positions(arguments: list[str], names: tuple[str, ...], verb: str) -> list[str]:
+def positions(arguments: list[str], names: tuple[str, ...], verb: str) -> list[str]:
     """What stands first, without an '='."""
     found = [argument for argument in arguments if "=" not in argument]
     arguments[:] = [argument for argument in arguments if "=" in argument]
@@ -122,8 +122,8 @@ def _pool(arguments: list[str]) -> int:
     from srgym.runners.judges.pool import PoolSettings, build_pool
     from srgym.runners.judges.status import status
 
-    _positions(arguments, (), "pool")
-    settings, own = _settings(PoolSettings, arguments, "pool", {"out": None})
+    positions(arguments, (), "pool")
+    settings, own = read_settings(PoolSettings, arguments, "pool", {"out": None})
     if own["out"] is None:
         raise Refusal("srgym judge pool expects out=SET: where the set goes")
     print("\n".join(status(build_pool(own["out"], settings, _tell))))
@@ -135,7 +135,7 @@ def _import(arguments: list[str]) -> int:
     from srgym.runners.judges.public import import_set
     from srgym.runners.judges.status import status
 
-    layout, folder = _positions(arguments, ("LAYOUT", "DIR"), "import")
+    layout, folder = positions(arguments, ("LAYOUT", "DIR"), "import")
     if layout not in LAYOUTS:
         near = get_close_matches(layout, LAYOUTS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -154,8 +154,8 @@ def _label(arguments: list[str]) -> int:
     from srgym.runners.judges.labelling import STAGES, LabelSettings
     from srgym.runners.judges.stages import check_stages, label_set
 
-    (folder,) = _positions(arguments, ("SET",), "label")
-    settings, own = _settings(LabelSettings, arguments, "label", {"stages": list(STAGES)})
+    (folder,) = positions(arguments, ("SET",), "label")
+    settings, own = read_settings(LabelSettings, arguments, "label", {"stages": list(STAGES)})
     stages = [own["stages"]] if isinstance(own["stages"], str) else list(own["stages"])
     check_stages(stages)
     done = label_set(JudgeSet(folder), settings, stages, _tell)
@@ -173,13 +173,25 @@ def _status(arguments: list[str]) -> int:
     from srgym.runners.judges.judge_set import JudgeSet
     from srgym.runners.judges.status import status
 
-    (folder,) = _positions(arguments, ("SET",), "status")
+    (folder,) = positions(arguments, ("SET",), "status")
     if arguments:
         raise Refusal(f"srgym judge status takes no settings, got '{arguments[0]}'")
     print("\n".join(status(JudgeSet(folder))))
     return 0
 
 
+def _made(verb: str) -> Callable[[list[str]], int]:
+    """A verb that makes or measures models."""
+
+    def run(arguments: list[str]) -> int:
+        from srgym.runners.commands import judging
+
+        return int(getattr(judging, verb)(arguments))
+
+    return run
+
+
 _RUN: Mapping[str, Callable[[list[str]], int]] = {
     "pool": _pool, "import": _import, "label": _label, "status": _status,
+    **{verb: _made(verb) for verb in ("train", "evaluate", "distil")},
 }  # fmt: skip

@@ -44,16 +44,16 @@ class DistilSettings:
     """How a judge is distilled.
 
     Attributes:
-        policy: whose samples the student must tell apart, as a policy section. samples: K of each input.
+        policy: whose samples the student must tell apart, as a policy section; {}: the compact one. samples: K an input.
         sampler_steps: of the policy.
         validation: split that the student is measured on; its training is on `split`.
         repeats, temperature: a judge that samples is asked so often about every image; its mean teaches, and the spread
             is its noise. Once, at temperature 0: what is left is that of rounding.
         steps, lr, groups_per_step: of the student's training. pairs: weight of the pairs of one policy's samples.
-        engine: who answers for the judge's folder.
+        engine: who answers for the judge's folder: transformers (also {}) or vllm with their options.
     """
 
-    policy: Mapping[str, Any] = field(default_factory=lambda: {"name": "compact"})
+    policy: Mapping[str, Any] = field(default_factory=dict)
     samples: Annotated[int, Ge(3)] = 8
     sampler_steps: Count = 6
     split: str = "train"
@@ -65,13 +65,13 @@ class DistilSettings:
     lr: Positive = 2e-3
     pairs: Annotated[float, Ge(0)] = 1.0
     seed: Natural = 0
-    engine: Mapping[str, Any] = field(default_factory=lambda: {"engine": "transformers"})
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_arguments(DistilSettings, vars(self), "distil.")
+        check_arguments(DistilSettings, vars(self), "")
         if (self.repeats > 1) != (self.temperature > 0):
             raise Refusal(
-                "distil.repeats and distil.temperature: a judge is asked several times to know its noise, which it has "
+                "repeats and temperature: a judge is asked several times to know its noise, which it has "
                 f"at a temperature above 0 alone, got {self.repeats} and {self.temperature}"
             )
 
@@ -111,7 +111,7 @@ class _Extended:
             drawn = self._policy.rollout({"lr": lr, "prompt": None}, sampling, seeds)["sr"]
         if drawn.shape[-2:] != like.shape[-2:]:
             raise Refusal(
-                f"distil.policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
+                f"policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
                 f"{tuple(drawn.shape[-2:])}: a policy of another scale"
             )
         large = F.interpolate(lr, size=like.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)

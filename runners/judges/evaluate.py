@@ -43,8 +43,8 @@ class EvaluateSettings:
         table: 1, the accuracy beside baselines and published rows; 3, the ablation of the reward besides.
         split: of the set. limit: groups of it; all when None.
         against: rewards to be compared with on the same pairs, by name or mapping.
-        uncalibrated: folder of a judge trained on the anchor's labels (train.labels=anchor), for table 3.
-        engine: who answers for a judge's folder: transformers or vllm with their options, in this process.
+        uncalibrated: folder of a judge trained on the anchor's labels (labels=anchor), for table 3.
+        engine: who answers for a judge's folder: transformers (also {}) or vllm with their options, in this process.
     """
 
     table: Literal[1, 3] = 1
@@ -52,10 +52,10 @@ class EvaluateSettings:
     limit: Count | None = None
     against: Sequence[str | Mapping[str, Any]] = ()
     uncalibrated: str | None = None
-    engine: Mapping[str, Any] = field(default_factory=lambda: {"engine": "transformers"})
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_arguments(EvaluateSettings, vars(self), "evaluate.")
+        check_arguments(EvaluateSettings, vars(self), "")
 
 
 def evaluate(

@@ -24,8 +24,13 @@ __all__ = ["TINY", "train"]
 TINY = "tiny"
 
 
-def train(settings: TrainSettings, material: Material, run: Path, command: Sequence[str]) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, material: Material, run: Path, command: Sequence[str], data: Path | None = None
+) -> dict[str, Any]:
     """Train a judge on a set's material and export it to `run`; goes on where an earlier call was stopped.
+
+    Args:
+        material: to learn from. data: the set's folder, for the report. command: for the model card.
 
     `run`/training holds the trainer's checkpoints until it is done, and `log.jsonl`, a line a step.
 
@@ -51,7 +56,7 @@ def train(settings: TrainSettings, material: Material, run: Path, command: Seque
             record = {
                 "recipe": settings.recipe, "start": settings.model, "set": material.described(),
                 "settings": as_json(asdict(settings)), "command": " ".join(command),
-                "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(time.monotonic() - started, 1), "data": str(data) if data else None,
             }  # fmt: skip
             export(trained, start, processor(settings, start), run, record)
             for path in (run / "training").iterdir():
@@ -75,7 +80,7 @@ def _claim(run: Path, settings: TrainSettings, material: Material) -> None:
     other = [key for key, value in now["settings"].items() if before["settings"].get(key) != value]
     if other:
         raise Refusal(
-            f"{run} holds a run of other settings (train.{other[0]} was {before['settings'].get(other[0])!r}): name "
+            f"{run} holds a run of other settings ({other[0]} was {before['settings'].get(other[0])!r}): name "
             "another folder with out=RUN"
         )
 

@@ -96,11 +96,11 @@ def test_weights_are_trained_in_float32_whatever_the_file_has(tiny, make_materia
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"dtype": "bfloat16"}, "train.tuning=full with train.dtype=bfloat16: .* moves 16% of weights"),
-    ({"batch": 6, "microbatch": 4}, "train.batch=6: expected a multiple of train.microbatch=4"),
-    ({"batch": 8, "microbatch": 4}, "train.batch=8 is more than the 4 rows"),
-    ({"max_pixels": 100}, "train.max_pixels: expected at least the 1024 pixels"),
-    ({"recipe": "compas"}, "train.recipe: expected 'compass', 'compare' or 'refreward', got 'compas'"),
+    ({"dtype": "bfloat16"}, "tuning=full with dtype=bfloat16: .* moves 16% of weights"),
+    ({"batch": 6, "microbatch": 4}, "batch=6: expected a multiple of microbatch=4"),
+    ({"batch": 8, "microbatch": 4}, "batch=8 is more than the 4 rows"),
+    ({"max_pixels": 100}, "max_pixels: expected at least the 1024 pixels"),
+    ({"recipe": "compas"}, "recipe: expected 'compass', 'compare' or 'refreward', got 'compas'"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_a_sentence(tiny, make_material, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -214,7 +214,7 @@ def test_answers_are_learnt_to_the_last_digit_and_the_run_is_taken_as_it_is(tiny
         assert said in card
     # Asked again, it is there already.
     assert train(settings(tiny, steps=60), material, run, [])["sha256"] == record["sha256"]
-    with pytest.raises(ValueError, match=r"holds a run of other settings \(train.steps was 60\): name another folder"):
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(steps was 60\): name another folder"):
         train(settings(tiny, steps=61), material, run, [])
     changed = type(material)(material.groups, material.images, {**material.about, "sha256": "1"})
     with pytest.raises(ValueError, match="holds a judge of another set, or of this one before its labels changed"):
