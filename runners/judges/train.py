@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PrinterCallback
+
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
 from srgym.rewards.serving.server import model_folder
@@ -115,6 +117,7 @@ def _run(make: Callable[[Path], Any], folder: Path, part: str, state: Any) -> Pa
     if (final / "config.json").is_file() or (final / "adapter_config.json").is_file():
         return final
     trainer = make(working)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(JsonLines(folder / f"{part}log.jsonl"))
     trainer.train(resume_from_checkpoint=_last_whole(working))
     draft = folder / f".{part}final"
