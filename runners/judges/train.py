@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def train(
         What `judge.json` records.
 
     Raises:
-        Refusal: if the folder holds a run of other settings or of another set.
+        Refusal: if the folder holds a run of other settings or of another set, or TRL isn't installed.
     """
     from accelerate import PartialState
 
+    for package in ("trl", "datasets"):
+        if find_spec(package) is None:
+            raise Refusal(f'training a judge needs the package {package}: pip install "srgym[judge]"')
     state = PartialState()
     with locked(run) if state.is_main_process else nullcontext():
         if state.is_main_process:

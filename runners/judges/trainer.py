@@ -169,8 +169,8 @@ _PRINTED = ("loss", "reward", "pair_accuracy", "ties", "unreadable")
 
 
 class JsonLines(TrainerCallback):
-    """Appends what a trainer logs to a file, a line a step; steps that a resumed training does again are dropped. Ten of
-    the lines are printed, too."""
+    """Appends what a trainer logs to a file, a line a step, and prints ten of the lines. Those of steps that a resumed
+    training does again are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
