@@ -62,6 +62,17 @@ def test_a_judge_that_knows_the_labels_is_always_right(perfect, tmp_path):
     assert rows["without fidelity"]["accuracy"]["All"]["accuracy"][0] == pytest.approx(sum(right) / 18)
 
 
+def test_a_description_that_speaks_of_another_quality_than_the_score_is_counted(perfect, tmp_path):
+    material, engine = perfect
+    told = [
+        replace(g, verdicts=(g.quality[0], g.quality[1] + 2, float("nan"), g.quality[3] - 0.5)) for g in material.groups
+    ]
+    said = type(material)(told, material.images, material.about)
+    judge = {"judge": rater_of("compass", engine)}
+    assert evaluate("judge", judge, said, tmp_path)["conflict"] == pytest.approx(1 / 3)
+    assert evaluate("judge", judge, material, tmp_path)["conflict"] is None
+
+
 def test_no_candidate_is_asked_about_twice_and_a_torn_line_is_dropped(perfect, tmp_path):
     material, engine = perfect
     path = tmp_path / "ratings.jsonl"
