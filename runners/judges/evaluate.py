@@ -29,9 +29,10 @@ from srgym.runners.judges.rating import Rated, Rater, rate, truths
 from srgym.runners.measure.statistics import Interval
 from srgym.settings import Count, check_arguments
 
-__all__ = ["GAMMAS", "EvaluateSettings", "evaluate"]
+__all__ = ["CONFLICT", "GAMMAS", "EvaluateSettings", "evaluate"]
 
 GAMMAS = (5.0, 7.0, 9.0)
+CONFLICT = 1.5
 _MEAN, _HELD_OUT = "mean of the method", "mean of the method on the other scenes"
 
 
@@ -95,7 +96,8 @@ def evaluate(
             for label, said in {**scores, **fixed}.items() if label != name
         },
         "by_gap": by_gap(truth, base), "left_out": leave_method_out(truth, base),
-        "by_kind": _by_kind(material, truth, base), "flips": _mean(own, "flips"), "unread": _mean(own, "unread"),
+        "by_kind": _by_kind(material, truth, base), "conflict": _conflict(material, own),
+        "flips": _mean(own, "flips"), "unread": _mean(own, "unread"),
     }  # fmt: skip
     if ablation:
         result["ablation"] = _ablation(truth, own, base, scores.get(uncalibrated or ""), material, subsets)
@@ -138,6 +140,18 @@ def _by_kind(material: Material, truth: Scores, said: Scores) -> dict[str, Any]:
         if pairs_in(own, "All"):
             found[kind] = _figures(accuracy(own, said))
     return found
+
+
+def _conflict(material: Material, rated: Mapping[str, Rated]) -> float | None:
+    """Share of the described candidates whose description speaks of another quality than the judge's score, by more
+    than `CONFLICT`; None where none is described, or the judge tells no quality."""
+    apart = [
+        abs(verdict - score) > CONFLICT
+        for group in material.groups
+        for verdict, score in zip(group.verdicts, rated[group.name].get("q_sr", []), strict=False)
+        if np.isfinite(verdict) and np.isfinite(score)
+    ]
+    return float(np.mean(apart)) if apart else None
 
 
 def _mean(rated: Mapping[str, Rated], part: str) -> float | None:

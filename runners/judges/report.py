@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from srgym.files import to_png
+from srgym.runners.judges.evaluate import CONFLICT
 from srgym.runners.judges.exported import read_judge
 from srgym.runners.judges.judge_set import JudgeSet
 from srgym.runners.judges.material import Material
@@ -188,6 +189,7 @@ def evaluation_blocks(result: Mapping[str, Any]) -> list[Block]:
         Table(["method", "pairs without it", "pairs with it"], left, "Leaving each method out."),
         Table(["input", "accuracy", "pairs"], kinds),
         Text(_orders(result)),
+        Text(_conflicts(result)),
     ]
     if "ablation" in result:
         rows = [
@@ -212,6 +214,12 @@ def _orders(result: Mapping[str, Any]) -> str:
         f"Order of asking: {result['flips']:.1%} of pairs are answered otherwise when the two change places; "
         f"{result['unread']:.1%} of answers can't be read."
     )
+
+
+def _conflicts(result: Mapping[str, Any]) -> str:
+    if result["conflict"] is None:
+        return "Descriptions: none of a candidate that the judge rates, so none that could contradict a score."
+    return f"Descriptions: {result['conflict']:.1%} speak of a quality more than {CONFLICT:g} from the judge's score."
 
 
 # Distilling

@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from transformers import PrinterCallback
 
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
@@ -38,10 +41,13 @@ def train(
         What `judge.json` records.
 
     Raises:
-        Refusal: if the folder holds a run of other settings or of another set.
+        Refusal: if the folder holds a run of other settings or of another set, or TRL isn't installed.
     """
     from accelerate import PartialState
 
+    for package in ("trl", "datasets"):
+        if find_spec(package) is None:
+            raise Refusal(f'training a judge needs the package {package}: pip install "srgym[judge]"')
     state = PartialState()
     with locked(run) if state.is_main_process else nullcontext():
         if state.is_main_process:
@@ -115,6 +121,7 @@ def _run(make: Callable[[Path], Any], folder: Path, part: str, state: Any) -> Pa
     if (final / "config.json").is_file() or (final / "adapter_config.json").is_file():
         return final
     trainer = make(working)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(JsonLines(folder / f"{part}log.jsonl"))
     trainer.train(resume_from_checkpoint=_last_whole(working))
     draft = folder / f".{part}final"

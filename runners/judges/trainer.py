@@ -165,8 +165,12 @@ def arguments(settings: TrainSettings, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_PRINTED = ("loss", "reward", "pair_accuracy", "ties", "unreadable")
+
+
 class JsonLines(TrainerCallback):
-    """Appends what a trainer logs to a file, a line a step; steps that a resumed training does again are dropped."""
+    """Appends what a trainer logs to a file, a line a step, and prints ten of the lines. Those of steps that a resumed
+    training does again are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,3 +185,6 @@ class JsonLines(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            if state.global_step % max(1, state.max_steps // 10) == 0:
+                told = ", ".join(f"{key} {logs[key]:.3g}" for key in _PRINTED if key in logs)
+                print(f"step {state.global_step} of {state.max_steps}: {told}", flush=True)

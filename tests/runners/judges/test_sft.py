@@ -1,6 +1,7 @@
 """SFT of a judge: what it is shown is what it will be asked, only answers are learnt, and they are learnt exactly."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from srgym.rewards import make
 from srgym.rewards.compass.mllm import MLLMScorer
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.prompts import COMPARE, compass
+from srgym.rewards.serving.server import Server
 from srgym.runners.judges.exported import EXPORTED, read_judge, write_scores
 from srgym.runners.judges.sft import compass_answer, from_png, sft_trainer
 from srgym.runners.judges.tiny import write_tiny
@@ -223,3 +225,30 @@ def test_answers_are_learnt_to_the_last_digit_and_the_run_is_taken_as_it_is(tiny
     (run / "judge.json").write_text((run / "judge.json").read_text().replace("Give three scores", "Give 3 scores"))
     with pytest.raises(ValueError, match="was trained on other questions than this srgym asks"):
         read_judge(run)
+
+
+@pytest.mark.campaign
+def test_sixteen_answers_are_exact_and_not_merely_parsed(make_material, tmp_path):
+    model, material = write_tiny(tmp_path / "tiny"), make_material(4, 4)
+    for steps, found in ((20, range(16)), (70, (16,))):
+        run = tmp_path / f"run{steps}"
+        train(settings(model, batch=16, microbatch=16, steps=steps, lr=2e-3), material, run, [])
+        assert exact(run, material) in found
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_gives_the_scores_that_this_process_gives(make_material, tmp_path):
+    python = os.environ.get("SRGYM_VLLM_PYTHON")
+    if not python:
+        pytest.skip("SRGYM_VLLM_PYTHON doesn't name the interpreter of an environment with vLLM")
+    material, run = make_material(2, 2), tmp_path / "run"
+    train(settings(write_tiny(tmp_path / "tiny", width=64, layers=2), steps=60), material, run, [])
+    pictures = images_of(material)
+    small = ["--max-num-seqs", "16", "--max-num-batched-tokens", "4096"]
+    with Server(run, token="here", cpu=True, name="compass", max_model_len=4096, python=python, extra=small) as server:
+        served = MLLMScorer({"urls": [server.url], "token": "here"})(*pictures)
+    local = MLLMScorer(TransformersEngine(run, device="cpu", dtype="float32"))(*pictures)
+    for theirs, ours in zip(served, local, strict=True):
+        assert torch.equal(theirs, ours)
+    assert served[2].tolist() == pytest.approx([q for group in material.groups for q in group.quality])
