@@ -33,6 +33,7 @@ COMMANDS = {
     "upscale": "super-resolve photographs: srgym upscale photo.jpg",
     "rewards": "list the rewards, or check one: srgym rewards check NAME",
     "envs": "list the sources of contexts and the environments",
+    "judge": "make a judge: pool, label, train, evaluate, distil",
     "describe": "have a served model describe images, for policies that write",
     "doctor": "check this machine and say what to do",
     "merge": "add a LoRA to the weights of a policy",
