@@ -32,7 +32,7 @@ def imported(path: Path) -> set[str]:
 
 
 # Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
-ROOMS = ("measure", "loop", "settings", "reward_models", "report", "run", "compare", "commands")
+ROOMS = ("measure", "loop", "settings", "reward_models", "report", "arena", "run", "compare", "commands")
 SETTINGS = {"config", "groups", "overrides", "build"}
 
 

@@ -1,4 +1,4 @@
-"""The arena over HTTP: a page, the images of a rater's next trial, votes. Python's own server, and nothing from outside.
+"""The arena over HTTP: a page, the images of a rater's next trial, votes. Python's own server; nothing from outside.
 
     GET  /                            the page; /?token=TOKEN lets a browser in where the study has a token
     GET  /arena.js /arena.css         its parts

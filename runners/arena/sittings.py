@@ -40,11 +40,15 @@ class Sittings:
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._raters, self._votes = Lines(study.folder / "raters.jsonl"), Lines(study.folder / "votes.jsonl")
-        self._trials = {row["rater"]: schedule(study, row["rater"]) for row in read_lines(study.folder / "raters.jsonl")}
+        self._trials = {
+            row["rater"]: schedule(study, row["rater"]) for row in read_lines(study.folder / "raters.jsonl")
+        }
         self._done = dict.fromkeys(self._trials, 0)
         for row in read_lines(study.folder / "votes.jsonl"):
             if row.get("rater") not in self._done:
-                raise Damaged(f"{study.folder}: votes.jsonl has a vote of '{row.get('rater')}', who isn't in raters.jsonl")
+                raise Damaged(
+                    f"{study.folder}: votes.jsonl has a vote of '{row.get('rater')}', who isn't in raters.jsonl"
+                )
             self._done[row["rater"]] += 1
 
     def __enter__(self) -> "Sittings":
@@ -144,12 +148,11 @@ def _now() -> str:
 
 def is_vote(body: Mapping[str, Any]) -> bool:
     """Whether what was posted has the form of a vote."""
-    choice, number, seconds = body.get("choice"), body.get("number"), body.get("seconds")
+    choice, number, seconds = body.get("choice", ""), body.get("number"), body.get("seconds")
     return (
         isinstance(body.get("rater"), str)
         and type(number) is int
         and (choice is None or type(choice) is int)
-        and type(seconds) in (int, float)
-        and -_LONGEST <= seconds <= _LONGEST  # NaN isn't
-        and "choice" in body
+        and isinstance(seconds, (int, float))
+        and abs(seconds) <= _LONGEST  # NaN isn't
     )

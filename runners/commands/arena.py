@@ -75,7 +75,7 @@ def _make(arguments: list[str]) -> int:
     env = chosen_env(rest)
     use_threads(settings["threads"])
 
-    from srgym.runners.arena.study import make_study
+    from srgym.runners.arena.making import make_study
     from srgym.runners.measure.evaluation import evaluation_record, spread_indices
 
     task = build_task(env)
@@ -101,7 +101,8 @@ def _design(settings: Mapping[str, Any], count: int) -> Any:
     """The study's design, refused before anything is drawn."""
     from dataclasses import fields
 
-    from srgym.runners.arena.study import Design, check_room
+    from srgym.runners.arena.making import check_room
+    from srgym.runners.arena.study import Design
 
     design = Design(**{field.name: settings[field.name] for field in fields(Design)})
     check_room(Path(settings["out"]), design, count)
@@ -151,14 +152,17 @@ def _serve(arguments: list[str]) -> int:
         raise Refusal(f"expected at least 12 letters, digits, '-' and '_' in {_TOKEN}, got something else")
     study = open_study(folder)
     study.welcome()
-    with locked(study.folder), Sittings(study) as sittings:
-        with ArenaServer(sittings, settings["host"], settings["port"], token) as server:
-            print(f"raters open {server.url} (stop with ctrl-c)", flush=True)
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                raters, votes = sittings.counts
-                print(f"\nstopped: {raters} raters, {votes} votes; srgym arena report {folder}")
+    with (
+        locked(study.folder),
+        Sittings(study) as sittings,
+        ArenaServer(sittings, settings["host"], settings["port"], token) as server,
+    ):
+        print(f"raters open {server.url} (stop with ctrl-c)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            raters, votes = sittings.counts
+            print(f"\nstopped: {raters} raters, {votes} votes; srgym arena report {folder}")
     return 0
 
 
