@@ -52,6 +52,7 @@ class ArenaServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; Python's 5 would turn away a room that starts at once
 
     def __init__(self, sittings: Sittings, host: str = "127.0.0.1", port: int = 8020, token: str | None = None) -> None:
         self.sittings, self.token = sittings, token

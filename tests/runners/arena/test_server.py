@@ -93,7 +93,7 @@ def test_a_rater_goes_on_where_they_stopped_and_nobody_counts_twice(make):
     assert [vote["number"] for vote in read_lines(study.folder / "votes.jsonl")] == [0, 1]
 
 
-def test_a_hundred_posts_of_one_vote_at_once_count_once_and_raters_do_not_mix(make):
+def test_twenty_posts_of_one_vote_at_once_count_once_and_raters_do_not_mix(make):
     study = make()
     with serving(study) as (ask, _):
         raters = [ask.join(), ask.join()]
