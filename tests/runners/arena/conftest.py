@@ -1,6 +1,8 @@
 """A study of a few tiny images, made by functions that are known."""
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,32 @@ def make(tmp_path: Path) -> Callable[..., Study]:
         return make_study(folder, task, chosen, Design(**design), range(len(task)), record=record)
 
     return made
+
+
+_SERVER = """
+import sys
+from srgym.runners.arena.server import ArenaServer
+from srgym.runners.arena.sittings import Sittings
+from srgym.runners.arena.study import open_study
+server = ArenaServer(Sittings(open_study(sys.argv[1])), port=int(sys.argv[2]))
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
+    """Serves a study in a process of its own, which may be killed: `start(study, port=0) -> process, port`."""
+    started = []
+
+    def begin(study: Study, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+        command = [sys.executable, "-c", _SERVER, str(study.folder), str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        return process, int(process.stdout.readline())
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -9,7 +9,6 @@ from scipy.optimize import minimize
 
 from srgym.errors import Refusal
 from srgym.runners.arena.analysis import Ballots, bradley_terry, read_ballots
-from srgym.runners.arena.export import export_annotations, export_pairs
 from srgym.runners.arena.plan import plan_text, spreads, vote_components
 from srgym.runners.measure.statistics import detection_power
 

@@ -2,10 +2,6 @@
 
 import http.client
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -111,26 +107,14 @@ def test_twenty_posts_of_one_vote_at_once_count_once_and_raters_do_not_mix(make)
     assert sorted(vote["rater"] for vote in read_lines(study.folder / "votes.jsonl")) == sorted(raters)
 
 
-_SERVER = """
-import sys
-from srgym.runners.arena.server import ArenaServer
-from srgym.runners.arena.sittings import Sittings
-from srgym.runners.arena.study import open_study
-server = ArenaServer(Sittings(open_study(sys.argv[1])), port=0)
-print(server.server_address[1], flush=True)
-server.serve_forever()
-"""
-
-
-def test_what_was_answered_for_survives_kill_9(make):
+def test_what_was_answered_for_survives_kill_9(make, start):
     study = make()
-    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(study.folder)], stdout=subprocess.PIPE, text=True)
-    ask = Client(int(process.stdout.readline()))
+    process, port = start(study)
+    ask = Client(port)
     rater = ask.join()
     assert [ask.vote(rater, number) for number in range(5)] == [200] * 5
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    process.stdout.close()
     with serving(study) as (ask, _):
         assert ask.json("GET", f"/trial?rater={rater}")["number"] == 5
     assert [vote["number"] for vote in read_lines(study.folder / "votes.jsonl")] == list(range(5))
