@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from srgym.envs.images import read_image, to_float
 from srgym.envs.preferences import Preference, write_preferences
@@ -11,8 +12,9 @@ from srgym.errors import Refusal
 from srgym.files import write_whole
 from srgym.runners.arena.analysis import Ballots, read_ballots
 from srgym.runners.arena.study import Study
+from srgym.sealed import file_hash
 
-__all__ = ["EXPORTS", "export_annotations", "export_pairs"]
+__all__ = ["export_annotations", "export_pairs"]
 
 
 def export_pairs(study: Study, out: Path, margin: float = 0.0) -> str:
@@ -25,9 +27,10 @@ def export_pairs(study: Study, out: Path, margin: float = 0.0) -> str:
     Returns:
         How many, in words.
     """
-    count = write_preferences(out, _pairs(study, read_ballots(study), margin))
-    if not count:
-        raise Refusal(f"{study.folder}: expected a pair with a lead above {margin:g}, got none")
+    pairs = list(_pairs(study, read_ballots(study), margin))
+    if not pairs:
+        raise Refusal(f"{study.folder}: expected a pair of images of which one leads by {margin:g} or more, got none")
+    count = write_preferences(out, pairs)
     return f"{out}: {count} pairs, for srgym train env=preferences env.path={out} agent=dpo agent.pairs=offline"
 
 
@@ -41,19 +44,21 @@ def _pairs(study: Study, ballots: Ballots, margin: float) -> Iterator[Preference
                 yield Preference(name, lr, win, lose, gap=lead)
 
 
-def export_annotations(study: Study, out: Path, margin: float = 0.0) -> str:
-    """Write one JSON object a vote, with the files that were compared."""
+def export_annotations(study: Study, out: Path) -> str:
+    """Write one JSON object a line and vote, repeats too, of the raters that are counted: who (`rater`), on what
+    (`id`), whether it is a `vote` or a `repeat` (`kind`), the SHA-256 of the PNG of the input (`lr`) and of each image
+    by its method, from left to right (`images`), the method that was chosen or null for a tie (`choice`), and how long
+    it took (`seconds`). The hashes are those of a judge's set whose candidates are the study's files.
+    """
     lines = [json.dumps(row, ensure_ascii=False) for row in _annotations(study, read_ballots(study))]
     write_whole(out, ("\n".join(lines) + "\n").encode())
     return f"{out}: {len(lines)} annotations"
 
 
-def _annotations(study: Study, ballots: Ballots) -> Iterator[Mapping[str, object]]:
+def _annotations(study: Study, ballots: Ballots) -> Iterator[dict[str, Any]]:
     places = {name: i for i, name in enumerate(study.contexts)}
     for vote in ballots.votes:
-        files = {name: str(study.image(name, places[vote["id"]]).resolve()) for name in vote["shown"]}
-        yield {"rater": vote["rater"], "id": vote["id"], "kind": vote["kind"], "images": files,
-               "lr": str(study.image("lr", places[vote["id"]]).resolve()), "choice": vote["choice"]}  # fmt: skip
-
-
-EXPORTS: Mapping[str, Callable[[Study, Path, float], str]] = {"pairs": export_pairs, "annotations": export_annotations}
+        context = places[vote["id"]]
+        images = {name: file_hash(study.image(name, context)) for name in vote["shown"]}
+        kept = {key: vote[key] for key in ("rater", "id", "kind", "choice", "seconds")}
+        yield {**kept, "lr": file_hash(study.image("lr", context)), "images": images}

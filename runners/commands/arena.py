@@ -6,7 +6,7 @@
   srgym arena serve STUDY host=0.0.0.0 port=8080     for others: at an address with a token, which is made and shown
   srgym arena report STUDY                           report.html, report.md and report.json in STUDY
   srgym arena export STUDY pairs out=FOLDER          for srgym train env=preferences env.path=FOLDER agent=dpo
-  srgym arena export STUDY annotations out=FILE.jsonl
+  srgym arena export STUDY annotations out=FILE.jsonl      a line a vote, images by their SHA-256
 
 make: a method is a run's or a saved policy's folder, a policy's name, a folder of images named after the contexts'
 ids, or bicubic. Contexts come from env= and env.key=VALUE as in training; of photographs the test split. Settings and
@@ -17,6 +17,8 @@ your own, one that outlasts the server. What is sent isn't encrypted: on a netwo
 tunnel or TLS.
 
 report: metrics=[a,b] are the judges that are compared with people; all that can be computed by default.
+
+export pairs: margin=0.2 leaves out pairs whose winner leads by less than that share of the votes.
 
 plan: share=0.6 raters=[3,5,10,20,30] photographs=[6,12,24,48] photograph_sd=0.17 rater_sd=0.1 power=0.8; or
 study=STUDY, which measures the two spreads in a pilot.
@@ -183,15 +185,18 @@ def _report(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from srgym.runners.arena.export import EXPORTS
-    from srgym.runners.arena.study import open_study
-
     folder, rest = _take_study(arguments, "export")
     what = rest.pop(0) if rest and "=" not in rest[0] else ""
-    if what not in EXPORTS:
-        raise Refusal(f"srgym arena export STUDY expects one of {', '.join(EXPORTS)} next, got '{what}'")
-    settings, _ = take_values(rest, {"out": None, "margin": 0.0}, kinds={"out": str, "margin": Share})
-    print(f"done: {EXPORTS[what](open_study(folder), Path(settings['out']), settings['margin'])}")
+    if what not in ("pairs", "annotations"):
+        raise Refusal(f"srgym arena export STUDY expects pairs or annotations next, got '{what}'")
+    known = {"out": None, "margin": 0.0} if what == "pairs" else {"out": None}
+    settings, _ = take_values(rest, known, kinds={"out": str, "margin": Share})
+    from srgym.runners.arena.export import export_annotations, export_pairs
+    from srgym.runners.arena.study import open_study
+
+    study, out = open_study(folder), Path(settings["out"])
+    done = export_pairs(study, out, settings["margin"]) if what == "pairs" else export_annotations(study, out)
+    print(f"done: {done}")
     return 0
 
 

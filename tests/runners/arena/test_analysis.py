@@ -1,5 +1,6 @@
 """Win rates, strengths and agreement against closed forms, a likelihood, and studies whose truth is known."""
 
+import hashlib
 import itertools
 import json
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from srgym.envs.preferences import Preferences
 from srgym.errors import Refusal
+from srgym.files import to_png
 from srgym.runners.arena.analysis import Ballots, bradley_terry, read_ballots
+from srgym.runners.arena.export import export_annotations, export_pairs
 from srgym.runners.arena.plan import plan_text, spreads, vote_components
+from srgym.runners.arena.report import write_arena_report
 from srgym.runners.measure.statistics import detection_power
 
 
@@ -183,6 +188,48 @@ def test_who_fails_the_checks_is_left_out(voted):
     assert own.raters == ["r", "s", "t"] and own.passed == {"r": 1.0, "s": 1.0, "t": 1.0, "u": 0.0}
     assert own.win_rates()["ours", "theirs"].value == pytest.approx(2 / 3)
     assert read_ballots(voted, everyone=True).win_rates()["ours", "theirs"].value == pytest.approx(1 / 2)
+
+
+def test_pairs_are_what_most_prefer_and_are_read_back_as_preferences(voted, tmp_path):
+    assert "2 pairs" in export_pairs(voted, tmp_path / "pairs")
+    found = Preferences(tmp_path / "pairs")
+    assert len(found) == 2 and found.scale == 2
+    pair = found.pair(1)
+    assert pair.id == "photo1/0" and pair.gap == pytest.approx((2 - 1) / 3)
+    for image, name in ((pair.lr, "lr"), (pair.win, "ours"), (pair.lose, "theirs")):
+        assert to_png(image) == voted.image(name, 1).read_bytes()
+    with pytest.raises(Refusal, match=r"one leads by 0\.5 or more, got none"):
+        export_pairs(voted, tmp_path / "more", margin=0.5)
+    assert not (tmp_path / "more").exists()
+
+
+def test_annotations_name_images_by_their_hashes_and_leave_out_who_is_not_counted(voted, tmp_path):
+    export_annotations(voted, tmp_path / "a.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["rater"] for row in rows] == ["r", "r", "s", "s", "t", "t"]
+    expected = hashlib.sha256(voted.image("theirs", 1).read_bytes()).hexdigest()
+    assert rows[1]["images"]["theirs"] == expected and list(rows[1]["images"]) == ["ours", "theirs"]
+
+
+def test_the_report_says_who_is_preferred_which_judges_agree_and_where_they_do_not(voted):
+    page = write_arena_report(voted, ["psnr_y", {"name": "random", "label": "dice"}])
+    text = page.with_suffix(".md").read_text()
+    assert "1 of 4 raters answered fewer than 75% of their attention checks rightly" in text
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    assert numbers["win_rates"][0]["value"] == pytest.approx(2 / 3)
+    assert numbers["judges"]["psnr_y"]["value"] == pytest.approx(2 / 3)  # which scores "ours" highest everywhere
+    assert numbers["checks"]["u"] == 0 and "u" not in numbers["raters"]
+    assert "| ours over theirs | 0.7 [0.0, 1.0] |" in text  # three raters say little
+
+
+def test_the_report_tells_why_a_judge_is_missing_and_shows_where_people_are_alone(voted):
+    rows = [json.loads(line) for line in (voted.folder / "votes.jsonl").read_text().splitlines()]
+    turned = [{**row, "choice": "theirs"} if row["choice"] == "ours" else row for row in rows]
+    (voted.folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned))
+    text = write_arena_report(voted).with_suffix(".md").read_text()
+    assert "5 scales need images of at least 176 pixels a side" in text
+    assert "| photo0/0: theirs or ours | 100% prefer theirs |" in text
+    assert (voted.folder / "report_files" / "panel_photo0_0_theirs_or_ours.png").is_file()
 
 
 def test_a_study_without_votes_has_no_report(make):
