@@ -97,11 +97,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--raters", type=int, default=2)
-    parser.add_argument("--noise", type=float, default=0.5, help="of what a rater sees, in grey levels")
+    parser.add_argument("--noise", type=float, default=0.2, help="of what a rater sees, in grey levels")
+    parser.add_argument("--size", type=int, nargs=2, default=(1400, 900), help="of the page, width and height")
     parser.add_argument("--screenshot", type=Path, help="a PNG of the first rater's first trial")
     arguments = parser.parse_args()
     for rater in range(arguments.raters):
-        driver = browser()
+        driver = browser(*arguments.size)
         try:
             driver.get(arguments.url)
             agree(driver)

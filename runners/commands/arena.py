@@ -1,7 +1,7 @@
 """srgym arena make|serve|report|export|plan: a preference study, blinded, in the browser.
 
   srgym arena plan share=0.6                         how many photographs and raters show that 60 % prefer a method
-  srgym arena make out=STUDY methods={ours: runs/oars, base: compact, theirs: FOLDER, bicubic: bicubic} limit=12
+  srgym arena make out=STUDY 'methods={ours: runs/oars, base: compact, theirs: FOLDER, bicubic: bicubic}' limit=12
   srgym arena serve STUDY                            http://127.0.0.1:8020/; this machine only
   srgym arena serve STUDY host=0.0.0.0 port=8080     for others: at an address with a token, which is made and shown
   srgym arena report STUDY                           report.html, report.md and report.json in STUDY
