@@ -32,7 +32,9 @@ def imported(path: Path) -> set[str]:
 
 
 # Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
-ROOMS = ("measure", "loop", "settings", "reward_models", "report", "run", "judges", "compare", "commands")
+ROOMS = (
+    "measure", "loop", "settings", "reward_models", "report", "arena", "run", "judges", "compare", "commands",
+)  # fmt: skip
 SETTINGS = {"config", "groups", "overrides", "build"}
 
 

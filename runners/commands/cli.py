@@ -39,6 +39,7 @@ COMMANDS = {
     "merge": "add a LoRA to the weights of a policy",
     "export": "write a policy so that stock diffusers reads it, with a model card",
     "serve": "serve a reward over HTTP",
+    "arena": "ask people which images they prefer, in the browser",
     "launch": "write a SLURM job that trains: srgym launch slurm nodes=2 gpus=8 experiment=oars_qwen",
 }
 
