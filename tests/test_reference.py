@@ -5,7 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+import meanings
 import pytest
+import reference
 import yaml
 
 from srgym.runners.commands.cli import COMMANDS
@@ -14,11 +16,6 @@ from srgym.runners.run.groups import PARTS, options
 from srgym.settings import parameters
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import meanings  # noqa: E402
-import reference  # noqa: E402
-
 FILES = {"env": "sources", "reward": "rewards", "policy": "policies", "agent": "agents"}
 
 

@@ -115,12 +115,17 @@ def _reward_facts() -> dict[str, str]:
     rows = {}
     for row in rewards.listing():
         low, high = row["range"]
-        rows[row["name"]] = table(
-            ("needs", "gradient", "range", "better", "witness of", "licence", "weights", "kin"),
-            [(", ".join(row["needs"]) or "-", "yes" if row["differentiable"] else "no", f"{low:.3g} to {high:.3g}",
-              row["direction"], row["purpose"] or "-", said(row["licence"]), said(row["weights"]),
-              said(", ".join(row["kin"])) or "-")],
-        )  # fmt: skip
+        facts = {
+            "Needs": ", ".join(row["needs"]) or "nothing but SR",
+            "gradient": "reaches SR" if row["differentiable"] else "none",
+            "range": f"{low:.3g} to {high:.3g}",
+            "better": row["direction"],
+            "witness of": row["purpose"] or "neither fidelity nor looks",
+            "licence": row["licence"],
+            "weights": row["weights"],
+            "kin": ", ".join(row["kin"]) or "none",
+        }
+        rows[row["name"]] = "; ".join(f"**{fact}**: {said(str(value))}" for fact, value in facts.items()) + "."
     return rows
 
 
