@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PAGES = $(wildcard docs/tutorials/*.md)
 NOTEBOOKS = $(PAGES:docs/%.md=build/%.ipynb)
-LIBRARY = $(wildcard agents/*.py envs/*.py policies/*.py rewards/*.py runners/*/*.py src/srgym/*.py)
+LIBRARY = $(wildcard agents/*.py envs/*.py policies/*.py policies/*/*.py rewards/*.py rewards/*/*.py runners/*/*.py src/srgym/*.py)
 PIP = $(VENV)/bin/python -m pip
 export HF_HUB_OFFLINE ?= 1
 
@@ -53,6 +53,7 @@ build/tutorials/%.ipynb: docs/tutorials/%.md tools/tutorials.py $(LIBRARY) | $(V
 	$(VENV)/bin/python tools/tutorials.py $*
 
 # The site, into build/site; a warning is an error.
+docs docs-serve: export NO_MKDOCS_2_WARNING ?= 1
 docs: $(NOTEBOOKS)
 	$(VENV)/bin/mkdocs build --quiet --strict
 	$(VENV)/bin/python tools/website.py build/site
@@ -62,7 +63,7 @@ docs-serve: $(NOTEBOOKS)
 
 # The wheel, and the smoke experiment by it alone, away from the checkout.
 wheel: $(VENV)/.installed-dev
-	rm -rf build/wheel && mkdir -p build/wheel
+	rm -rf build/lib build/wheel && mkdir -p build/wheel
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
 	$(VENV)/bin/python tools/try_wheel.py dist build/wheel
 

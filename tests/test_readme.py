@@ -97,9 +97,11 @@ def test_the_agent_as_shown_trains(tmp_path, own_parts):
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "concepts").glob("*.md")), ids=lambda page: page.stem)
 def test_the_code_of_the_concepts_runs(page, capsys):
-    for block in blocks(page, "python"):
+    shown = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(shown) == len(blocks(page, "python"))
+    for block, output in shown:
         exec(block, {})
-        assert capsys.readouterr().out
+        assert capsys.readouterr().out == output
 
 
 def sessions(page):
