@@ -52,11 +52,12 @@ tutorials: $(NOTEBOOKS)
 build/tutorials/%.ipynb: docs/tutorials/%.md tools/tutorials.py $(LIBRARY) | $(VENV)/.installed-docs
 	$(VENV)/bin/python tools/tutorials.py $*
 
-# The site, into build/site; a warning is an error.
+# The site, into build/site; a warning is an error, and so is a page that asks anybody else for anything.
 docs docs-serve: export NO_MKDOCS_2_WARNING ?= 1
 docs: $(NOTEBOOKS)
 	$(VENV)/bin/mkdocs build --quiet --strict
-	$(VENV)/bin/python tools/website.py build/site
+	! grep -rnE '<(script|img|iframe|source)[^>]* src="(https?:)?//|<link[^>]* href="https?://' --include='*.html' build/site
+	! grep -rnE 'url\(["'"'"']?(https?:)?//' --include='*.css' build/site
 
 docs-serve: $(NOTEBOOKS)
 	$(VENV)/bin/mkdocs serve

@@ -84,23 +84,3 @@ def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
         return convert(html.unescape(match.group(2)).strip(), display=display)
 
     return _FORMULA.sub(shown, content)
-
-
-def outward(folder: Path) -> list[str]:
-    """What the pages of a built site fetch from elsewhere: addresses of scripts, styles, fonts and pictures."""
-    fetched = re.compile(
-        r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//[^"]*"|<link\b[^>]*\bhref="https?://[^"]*"'
-    )
-    styled = re.compile(r'url\(\s*["\']?(?:https?:)?//[^)]*\)|@import[^;]*//')
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".html", ".css"):
-            text = path.read_text(encoding="utf-8")
-            found += [f"{path}: {hit}" for hit in (fetched if path.suffix == ".html" else styled).findall(text)]
-    return [hit for hit in found if 'rel="canonical"' not in hit]
-
-
-if __name__ == "__main__":
-    hits = outward(Path(sys.argv[1]))
-    print("\n".join(hits) or "the site fetches nothing from elsewhere")
-    sys.exit(bool(hits))
