@@ -11,6 +11,7 @@ from srgym.envs.descriptions import Descriptions, make_descriptions
 from srgym.envs.sources import Sample, Source
 from srgym.envs.sources import listing as sources
 from srgym.errors import Refusal
+from srgym.notebook import SHOWN, picture, table
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
 from srgym.rewards.later import Later
 from srgym.rewards.registry import listing as rewards
@@ -48,6 +49,21 @@ class Context:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        more = ", ..." if len(self) > 3 else ""
+        truth = "with ground truth" if self.hr is not None else "without ground truth"
+        size = " x ".join(map(str, self.lr.shape[-2:]))
+        return f"Context({len(self)} of {size}, x{self.scale}, {truth}: {', '.join(self.ids[:3])}{more})"
+
+    def _repr_html_(self) -> str:
+        images = [picture(image) if image.numel() else "-" for image in self.lr[:SHOWN]]
+        head, columns = ["context", "LR"], [self.ids[:SHOWN], images]
+        for name, values in (("HR", self.hr), ("prompt", self.prompt)):
+            if values is not None:
+                head.append(name)
+                columns.append([v if isinstance(v, str) else picture(v) for v in values[:SHOWN]])
+        return table(head, zip(*columns, strict=True), repr(self))
 
 
 class SRTask:

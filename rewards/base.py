@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from srgym.errors import Refusal
+from srgym.notebook import SHOWN, table
 from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
 from srgym.rewards.later import Later, settled, then
 
@@ -33,6 +34,21 @@ class RewardOutput:
     total: Tensor
     valid: Tensor
     components: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        scores = self.total[self.valid]
+        told = f"mean {scores.mean():.4g}, {scores.min():.4g} to {scores.max():.4g}" if len(scores) else "no score"
+        lacking = f", {len(self.total) - len(scores)} without" if len(scores) < len(self.total) else ""
+        parts = f", components {', '.join(self.components)}" if self.components else ""
+        images = "1 image" if len(self.total) == 1 else f"{len(self.total)} images"
+        return f"RewardOutput({images}: {told}{lacking}{parts})"
+
+    def _repr_html_(self) -> str:
+        columns = {"total": self.total, **self.components}
+        rows = [
+            [i, *(f"{float(values[i]):.4g}" for values in columns.values())] for i in range(min(len(self.total), SHOWN))
+        ]
+        return table(["image", *columns], rows, repr(self))
 
 
 class Reward:
@@ -73,6 +89,17 @@ class Reward:
 
     def __repr__(self) -> str:
         return f"Reward({self.name!r}, needs={sorted(self.needs)}, range={self.range})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "needs": ", ".join(sorted(self.needs)) or "nothing but SR",
+            "range": "{:.4g} to {:.4g}".format(*self.range),
+            "better": self.direction,
+            "gradient": "reaches SR" if self.differentiable else "none",
+            "licence": self.licence,
+            "weights": self.weights,
+        }
+        return table([self.name, self.doc], facts.items())
 
     def missing(self, available: Collection[str]) -> frozenset[str]:
         """The needs that `available` context names leave open; `group` and `index` are always at hand."""
