@@ -40,6 +40,7 @@ class Interval:
         value, low, high: in the units of what was measured.
         units: how many photographs it rests on. seeds: how many training seeds.
         p: two-sided, against no difference; NaN where there is no interval.
+        error, freedom: of Student's t that the interval is made of; NaN where there is none.
     """
 
     value: float
@@ -48,6 +49,8 @@ class Interval:
     units: int
     seeds: int = 1
     p: float = np.nan
+    error: float = np.nan
+    freedom: float = np.nan
 
     @property
     def above_zero(self) -> bool:
@@ -121,8 +124,9 @@ def _interval(spread: _Spread, null: float, level: float, units: int, seeds: int
     if not error > 0 or seeds == 2:  # no spread at all is no certainty, and two seeds show a direction alone
         return Interval(value, np.nan, np.nan, units, seeds)
     reach = float(stats.t.ppf((1 + level) / 2, spread.freedom)) * error
-    p = float(2 * stats.t.sf(abs(value - null) / error, spread.freedom))
-    return Interval(value, value - reach, value + reach, units, seeds, p)
+    freedom = float(spread.freedom)
+    p = float(2 * stats.t.sf(abs(value - null) / error, freedom))
+    return Interval(value, value - reach, value + reach, units, seeds, p, error, freedom)
 
 
 def _band(x: Floats, spread: _Spread, level: float, seeds: int) -> Band:
@@ -451,6 +455,9 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
 
     Args:
         costs, others: [R] and [Q], positive and finite.
+
+    Returns:
+        The ratio; its `error` and `freedom` are those of the logarithm.
     """
     a, b = np.asarray(costs, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
@@ -462,5 +469,7 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
     if not sum(parts) > 0:
         return Interval(value, np.nan, np.nan, seeds, seeds)
     freedom = sum(parts) ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, (a, b), strict=True))
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * np.sqrt(sum(parts))
-    return Interval(value, float(value * np.exp(-reach)), float(value * np.exp(reach)), seeds, seeds)
+    error, freedom = float(np.sqrt(sum(parts))), float(freedom)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    low, high = float(value * np.exp(-reach)), float(value * np.exp(reach))
+    return Interval(value, low, high, seeds, seeds, error=error, freedom=freedom)

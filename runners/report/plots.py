@@ -111,14 +111,18 @@ def forest(
     caption: str = "",
     line: float = 0.0,
     limits: tuple[float, float] | None = None,
+    margin: float = 0.0,
 ) -> Figure:
     """Intervals under each other against a vertical line: filled where they exclude it, hollow where not.
 
     Args:
-        line: where nothing would be. limits: of the axis; as the intervals are by default.
+        line: where nothing would be. limits: of the axis; as the intervals are by default; what lies beyond is drawn at
+            its edge. margin: a band so far to both sides of the line, inside of which a difference doesn't matter.
     """
 
     def draw(axes: Any, theme: Theme) -> None:
+        if margin:
+            axes.axvspan(line - margin, line + margin, color=theme.grid, linewidth=0)
         for row, interval in enumerate(intervals.values()):
             clear = interval.low > line or interval.high < line
             colour = theme.lines[4] if not clear else theme.lines[0] if interval.value > line else theme.lines[1]

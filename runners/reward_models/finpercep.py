@@ -30,7 +30,8 @@ from srgym.precision import autocast_dtype
 from srgym.rewards.audit.faults import faults_of
 from srgym.rewards.base import Incompatible
 from srgym.rewards.finpercep.heldout import held_out
-from srgym.rewards.finpercep.model import FinPercepRM
+from srgym.rewards.finpercep.model import FinPercepRM, load
+from srgym.rewards.finpercep.reward import SHIPPED
 from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
 from srgym.rewards.finpercep.train import Example, make_examples, train
 from srgym.runners.reward_models.compass import candidates, makers, tasks_under
@@ -61,6 +62,8 @@ class FinPercepSettings:
         faults: of each context's truth in a step, that the truth must score above: kinds, strengths and places drawn.
         map, likelihood, grade, order: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
         modulation: see `FinPercepRM`.
+        start: the folder of a trained model, whose encoder and head stage 0 begins with ("shipped": the one of the
+            package); None: from nothing.
     """
 
     contexts: Count = 360
@@ -83,6 +86,7 @@ class FinPercepSettings:
     grade: float = 1.0
     order: float = 3.0
     modulation: str = "clean"
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_arguments(FinPercepSettings, vars(self), "scorer.")
@@ -242,6 +246,8 @@ def _fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FinPercepRM("compact", 0, settings.modulation)
+    if settings.start is not None:
+        model.begin_with(load(SHIPPED if settings.start == "shipped" else Path(settings.start)))
     examples = draw_examples(pool, settings, divisor, seed)
     for stage, steps in enumerate(settings.steps):
         if stage:

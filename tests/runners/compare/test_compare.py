@@ -321,7 +321,8 @@ def test_settings_are_given_to_one_entry(tmp_path: Path):
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(arguments: list[str], sentence: str, tmp_path: Path):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        make_executor(make_plan(["agent=nft,flow_grpo", f"out={tmp_path}", *arguments]))
+        plan = make_plan(["agent=nft,flow_grpo", f"out={tmp_path}", *arguments])
+        make_executor(plan.settings, plan.folder, plan.fixed)
 
 
 def test_an_agent_on_defaults_beside_a_tuned_one_is_known(tmp_path: Path):
