@@ -32,7 +32,18 @@ def imported(path: Path) -> set[str]:
 
 
 # Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
-ROOMS = ("measure", "loop", "settings", "reward_models", "report", "run", "compare", "commands")
+ROOMS = (
+    "preferences",
+    "measure",
+    "loop",
+    "settings",
+    "reward_models",
+    "report",
+    "run",
+    "compare",
+    "reproduce",
+    "commands",
+)
 SETTINGS = {"config", "groups", "overrides", "build"}
 
 

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal
 
-from srgym.errors import Refusal
+from srgym.errors import MissingFile, Refusal
 from srgym.runners.measure.published import published_tables
 from srgym.runners.reproduce.verdict import Expectation
 from srgym.runners.run.groups import near
@@ -120,25 +122,31 @@ class Claim:
 _KEYS = ("paper", "source", "says", "contrasts", "arms", "testable", "printed", "note", "command")
 
 
-def claim_names() -> list[str]:
-    """All claims, in the order in which they run: what matters most, first."""
-    listed = _load("claims.yaml")["order"]
-    names = [name for name in listed if name in _filed()]
-    return [*names, *sorted(set(_filed()) - set(names))]
+def claim_names(folder: Path | None = None) -> list[str]:
+    """All claims, in the order in which they run: what matters most, first.
+
+    Args:
+        folder: with further claims, or others in their place.
+    """
+    known = _filed(folder)
+    names = [name for name in _packaged("claims.yaml")["order"] if name in known]
+    return [*names, *sorted(set(known) - set(names))]
 
 
-def read_claim(name: str, shared: Mapping[str, Arm]) -> tuple[Claim, dict[str, Arm]]:
+def read_claim(name: str, shared: Mapping[str, Arm], folder: Path | None = None) -> tuple[Claim, dict[str, Arm]]:
     """A claim, and the arms that it names.
 
     Args:
         shared: arms of all claims; the file may have more of its own.
+        folder: see `claim_names`.
 
     Raises:
         ConfigError: for a claim, an arm, or a key that there isn't, with the nearest.
     """
-    if name not in _filed():
-        raise ConfigError(f"claim={name} doesn't exist{near(name, claim_names())}")
-    tree, where = _load(f"claims/{name}.yaml"), f"claims/{name}.yaml"
+    known, where = _filed(folder), f"claims/{name}.yaml"
+    if name not in known:
+        raise ConfigError(f"claim={name} doesn't exist{near(name, list(known))}")
+    tree = _loaded(known[name].read_text("utf-8"))
     for key in tree:
         if key not in _KEYS:
             raise ConfigError(f"{where} has an unknown key '{key}'{near(key, _KEYS)}")
@@ -175,7 +183,7 @@ def _read_arms(tree: Mapping[str, Any], where: str) -> dict[str, Arm]:
 
 def shared_arms() -> dict[str, Arm]:
     """The arms of `configs/claims.yaml`, which any claim may name."""
-    return _read_arms(_load("claims.yaml")["arms"], "claims.yaml")
+    return _read_arms(_packaged("claims.yaml")["arms"], "claims.yaml")
 
 
 def _check_printed(printed: Printed | None, paper: str, where: str) -> None:
@@ -189,13 +197,21 @@ def _check_printed(printed: Printed | None, paper: str, where: str) -> None:
             raise ConfigError(f"{where}: that table has no row '{row}'{near(row, list(tables[0].rows))}")
 
 
-def _filed() -> list[str]:
-    folder = resources.files("srgym.configs").joinpath("claims")
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+def _filed(folder: Path | None) -> dict[str, Traversable]:
+    """The claims' files by name."""
+    if folder is not None and not folder.is_dir():
+        raise MissingFile(f"expected a folder of claims at {folder}, found none")
+    places = [resources.files("srgym.configs").joinpath("claims"), *([folder] if folder is not None else [])]
+    files = [file for place in places for file in place.iterdir() if file.name.endswith(".yaml")]
+    return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)}
 
 
-def _load(name: str) -> dict[str, Any]:
+def _packaged(name: str) -> dict[str, Any]:
+    return _loaded(resources.files("srgym.configs").joinpath(name).read_text("utf-8"))
+
+
+def _loaded(text: str) -> dict[str, Any]:
     import yaml
 
-    loaded: dict[str, Any] = yaml.safe_load(resources.files("srgym.configs").joinpath(name).read_text("utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded

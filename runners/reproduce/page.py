@@ -22,7 +22,7 @@ from srgym.runners.report.tables import levels_table
 from srgym.runners.report.writing import write
 from srgym.runners.reproduce.claims import Arm, Claim, Contrast
 from srgym.runners.reproduce.plan import DOSES, Plan
-from srgym.runners.reproduce.results import Finding, Results, conclude, read_results, testable
+from srgym.runners.reproduce.results import Finding, Results, can_tell, conclude, read_results
 from srgym.runners.run.made_with import made_with
 
 __all__ = ["page", "write_page"]
@@ -93,7 +93,7 @@ def _in_short(plan: Plan, results: Results, concluded: Mapping[str, tuple[str, l
     rows = []
     for claim in plan.claims:
         verdict, findings = concluded[claim.name]
-        ours = "; ".join(_ours(plan, finding) for finding in findings if finding.contrast.primary and finding.there)
+        ours = "; ".join(_ours(plan, finding) for finding in findings if finding.contrast.primary and finding.ran)
         rows.append([
             f"{claim.paper}, {claim.source}", claim.says, _papers(claim) or "no figure",
             ours or _checked(results, claim) or "-", f"**{verdict}**", _cost(plan, results, claim),
@@ -168,12 +168,14 @@ def _called(plan: Plan, arm: str) -> str:
 
 def _forest(named: Sequence[tuple[str, Finding]], title: str) -> list[Block]:
     """Contrasts in units of their margins, and the band inside of which a difference doesn't matter."""
-    shown = {label: _in_margins(f) for label, f in named if f.there and f.margin > 0}
+    shown = {label: _in_margins(f) for label, f in named if np.isfinite(f.interval.value) and f.margin > 0}
     if not shown:
         return []
     reach = min(_PATHS, max(3.0, *(abs(bound) for i in shown.values() for bound in _bounds(i))))
     caption = "In margins: the band is where a difference doesn't matter. What is clear of zero is filled."
-    return [Figures([forest(shown, "difference / margin", title, caption, limits=(-reach, reach), margin=1.0)])]
+    return [
+        Figures([forest(shown, "difference / margin", title, caption, limits=(-reach, reach), margin=1.0, width=9)])
+    ]
 
 
 def _bounds(interval: Interval) -> list[float]:
@@ -220,7 +222,7 @@ def _precheck(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     blocks: list[Block] = [
         Table(["rewards", "advantages correlate by", "can training tell them apart?"], rows, caption)
     ]
-    if testable(plan, results, claim) is False:
+    if can_tell(plan, results, claim) is False:
         blocks.append(
             Callout("neutral", "Training on one or the other teaches an agent the same.", "Not testable here")
         )
@@ -235,8 +237,8 @@ def _contrasts(plan: Plan, findings: Sequence[Finding]) -> Table:
         said = verdict.conclusion + (f" ({verdict.uncorrected} before Holm)" if verdict.uncorrected else "")
         rows.append([
             ("" if contrast.primary else "beside: ") + (contrast.says or contrast.metric), _difference(plan, contrast),
-            text if finding.there else "-", _expected(finding), plain(verdict.p, 4),
-            said if finding.there else "not run", finding.why,
+            text if finding.ran else "-", _expected(finding), plain(verdict.p, 4), said if finding.ran else "not run",
+            finding.why or ", ".join(_called(plan, arm) for arm in finding.missing),
         ])  # fmt: skip
     columns = ["part", "difference", "ours", "claimed", "p", "verdict", "besides"]
     caption = "p: of the nearest conclusion against the margin, Holm's of primary contrasts."
@@ -283,10 +285,9 @@ def _pictures(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     arms = dict.fromkeys(arm for contrast in claim.contrasts for arm in (contrast.of, contrast.over))
     places = {}
     for arm in arms:
-        name = plan.arms[arm][0]
-        folder = plan.cells[name].cell.folder / "pictures"
-        if name in results.seconds and (folder / "pictures.json").is_file():
-            places[_called(plan, arm)] = folder
+        name = plan.arms.get(arm, {}).get(0)
+        if name in results.seconds and (plan.cells[name].cell.folder / "pictures" / "pictures.json").is_file():
+            places[_called(plan, arm)] = plan.cells[name].cell.folder / "pictures"
     if len(places) < 2:
         return []
     shown = make_panels(join_pictures(places)[:_SHOWN], "The first seed of each, at full size; LR enlarged.")

@@ -25,7 +25,7 @@ from srgym.settings import Count, Natural, Positive, Share
 __all__ = ["DOSES", "Plan", "Planned", "make_plan"]
 
 _KINDS = {
-    "claim": str | Sequence[str] | None, "tier": str, "photos": str | None, "seeds": Count | None,
+    "claim": str | Sequence[str] | None, "tier": str, "claims": str | None, "photos": str | None, "seeds": Count | None,
     "many": Count | None, "effort": Positive | None, "limit": Count | None, "steps": Count, "pictures": Natural,
     "precheck.contexts": Count, "precheck.samples": Count, "precheck.limit": Share,
     "jobs": Count | None, "executor": Literal["local", "slurm"], "devices": int | str | Sequence[int | str] | None,
@@ -114,11 +114,11 @@ def make_plan(arguments: Sequence[str]) -> Plan:
     swept = next((text for text in rest if read_override(text).swept), None)
     if swept is not None:
         raise ConfigError(f"'{swept}' asks for several runs: a claim's arms say what is compared")
-    named = settings["claim"]
-    names = claim_names() if named is None else [named] if isinstance(named, str) else list(named)
+    named, folder = settings["claim"], None if settings["claims"] is None else Path(settings["claims"])
+    names = claim_names(folder) if named is None else [named] if isinstance(named, str) else list(named)
     shared, claims, arms = shared_arms(), list[Claim](), dict[str, dict[str, Arm]]()
     for name in names:
-        claim, arms[name] = read_claim(name, shared)
+        claim, arms[name] = read_claim(name, shared, folder)
         claims.append(claim)
     plan = Plan(tuple(arguments), Path(settings["out"]), settings, tuple(rest), claims)
     for claim in claims:

@@ -23,7 +23,7 @@ from srgym.runners.reproduce.plan import DOSES, Plan
 from srgym.runners.reproduce.probes import dose
 from srgym.runners.reproduce.verdict import Verdict, corrected, judge, summed
 
-__all__ = ["Finding", "Results", "conclude", "read_results", "testable", "wobble"]
+__all__ = ["Finding", "Results", "conclude", "read_results", "can_tell", "wobble"]
 
 Floats = NDArray[np.float64]
 _NOTHING = Interval(np.nan, np.nan, np.nan, 0)
@@ -39,7 +39,6 @@ class Results:
         doses: the same of scaled LoRAs, and `dose`.
         curves: method, run, iteration, images, seconds, flops, metric, photograph, crop, value.
         seconds: by cell. agreements: mean correlation of advantages by claim and pair of rewards.
-        planned, done: seeds by arm.
     """
 
     frame: pd.DataFrame
@@ -47,24 +46,27 @@ class Results:
     curves: pd.DataFrame
     seconds: Mapping[str, float]
     agreements: Mapping[str, Mapping[str, float]]
-    planned: Mapping[str, int]
-    done: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A contrast, its interval and the verdict on it; `why` says what else there is to say (no runs, more seeds)."""
+    """A contrast, its interval and the verdict on it.
+
+    Attributes:
+        missing: what didn't run, and keeps it from one.
+        why: what else there is to say: what would tell, how far each had gone.
+    """
 
     contrast: Contrast
     margin: float
     interval: Interval
     verdict: Verdict
+    missing: tuple[str, ...] = ()
     why: str = ""
 
     @property
-    def there(self) -> bool:
-        """Whether both arms ran."""
-        return bool(np.isfinite(self.interval.value))
+    def ran(self) -> bool:
+        return not self.missing
 
 
 def read_results(plan: Plan) -> Results:
@@ -94,14 +96,11 @@ def read_results(plan: Plan) -> Results:
             if name in seconds:
                 frame, _ = read_evaluation(plan.cells[name].cell.folder)
                 doses.append(frame.assign(dose=frame["method"].map(_weight), method=arm, run=seed))
-    joined = _joined(frames)
-    done_seeds = {str(arm): int(rows["run"].nunique()) for arm, rows in joined.groupby("method")} if len(joined) else {}
     agreements = {
         claim: {pair: _agreement(plan, name) for pair, name in pairs.items() if name in seconds}
         for claim, pairs in plan.checks.items()
     }
-    planned_seeds = {arm: len(cells) for arm, cells in plan.arms.items()}
-    return Results(joined, _joined(doses), _joined(curves), seconds, agreements, planned_seeds, done_seeds)
+    return Results(_joined(frames), _joined(doses), _joined(curves), seconds, agreements)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -136,7 +135,7 @@ def wobble(curve: Floats) -> float:
     return float(np.abs(curve[1:-1] - (curve[:-2] + curve[2:]) / 2).mean() / gain)
 
 
-def testable(plan: Plan, results: Results, claim: Claim) -> bool | None:
+def can_tell(plan: Plan, results: Results, claim: Claim) -> bool | None:
     """Whether training could tell the claim's rewards apart; None: nobody asked, or the answer isn't there yet."""
     found = results.agreements.get(claim.name)
     if not found:
@@ -148,7 +147,7 @@ def testable(plan: Plan, results: Results, claim: Claim) -> bool | None:
 def conclude(plan: Plan, results: Results) -> dict[str, tuple[str, list[Finding]]]:
     """Every claim's verdict and findings, Holm's correction over all primary contrasts that ran."""
     findings = {claim.name: [_find(plan, results, contrast) for contrast in claim.contrasts] for claim in plan.claims}
-    primary = [(name, i) for name, own in findings.items() for i, f in enumerate(own) if f.contrast.primary and f.there]
+    primary = [(name, i) for name, own in findings.items() for i, f in enumerate(own) if f.contrast.primary and f.ran]
     fixed = corrected([findings[name][i].verdict for name, i in primary])
     for (name, i), verdict in zip(primary, fixed, strict=True):
         findings[name][i] = replace(findings[name][i], verdict=verdict)
@@ -157,18 +156,20 @@ def conclude(plan: Plan, results: Results) -> dict[str, tuple[str, list[Finding]
 
 
 def _verdict(plan: Plan, results: Results, claim: Claim, findings: Sequence[Finding]) -> str:
-    if testable(plan, results, claim) is False and not claim.contrasts:
+    if can_tell(plan, results, claim) is False and not claim.contrasts:
         return "not testable here"
     primary = [finding for finding in findings if finding.contrast.primary]
     if not primary:
-        return "left to another command" if claim.command and testable(plan, results, claim) is None else "testable"
-    ran = [finding for finding in primary if finding.there]
+        return "left to another command" if claim.command and can_tell(plan, results, claim) is None else "testable"
+    ran = [finding for finding in primary if finding.ran]
     said = summed([finding.verdict.conclusion for finding in ran])
     return f"{said}; {len(primary) - len(ran)} of {len(primary)} parts not run" if 0 < len(ran) < len(primary) else said
 
 
 def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
-    margin = _margin(plan, contrast)
+    margin, missing = _margin(plan, contrast), _missing(results, contrast)
+    if missing:
+        return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), missing)
     if contrast.at == "cost":
         return _cost(results, contrast, margin)
     if contrast.at == "distance":
@@ -176,18 +177,23 @@ def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
     else:
         interval, why = difference(results.frame, contrast.of, contrast.over, contrast.metric), ""
     verdict = judge(interval, contrast.expect, margin, contrast.line)
-    return Finding(contrast, margin, interval, verdict, why or _why(results, contrast, margin, interval, verdict))
+    why = why or _would_tell(results, contrast, margin, interval, verdict)
+    return Finding(contrast, margin, interval, verdict, why=why)
+
+
+def _missing(results: Results, contrast: Contrast) -> tuple[str, ...]:
+    """The arms that left nothing of what the contrast looks at."""
+    frame = {"steps": results.frame, "distance": results.doses, "cost": results.curves}[contrast.at]
+    there = set(frame[frame["metric"] == contrast.metric]["method"])
+    return tuple(dict.fromkeys(arm for arm in (contrast.of, contrast.over) if arm not in there))
 
 
 def _margin(plan: Plan, contrast: Contrast) -> float:
     return float(plan.settings["margins"][contrast.metric] if contrast.margin is None else contrast.margin)
 
 
-def _why(results: Results, contrast: Contrast, margin: float, interval: Interval, verdict: Verdict) -> str:
-    """What keeps a contrast from a verdict: runs that aren't there, or how many more would tell."""
-    missing = [arm for arm in (contrast.of, contrast.over) if not results.done.get(arm)]
-    if missing:
-        return f"not run: {', '.join(missing)}"
+def _would_tell(results: Results, contrast: Contrast, margin: float, interval: Interval, verdict: Verdict) -> str:
+    """How many more photographs, or seeds, would bring an inconclusive contrast to a verdict."""
     if verdict.conclusion != "inconclusive":
         return ""
     if interval.seeds == 2:
@@ -220,11 +226,8 @@ def _at_distance(results: Results, contrast: Contrast) -> tuple[Interval, str]:
 
     As far: on each context what the one that went less far at weight 1 went, on average over its seeds.
     """
-    tables = [_along(results.doses, arm, contrast.metric) for arm in (contrast.of, contrast.over)]
-    if any(table is None for table in tables):
-        missing = [arm for arm, table in zip((contrast.of, contrast.over), tables, strict=True) if table is None]
-        return _NOTHING, f"not run: {', '.join(missing)} at growing weights"
-    (far, value, names), (its_far, its_value, _) = (table for table in tables if table is not None)
+    far, value, names = _along(results.doses, contrast.of, contrast.metric)
+    its_far, its_value, _ = _along(results.doses, contrast.over, contrast.metric)
     at = [table[:, :, DOSES.index(1.0)].mean(0) for table in (far, its_far)]
     target = at[0] if at[0].mean() <= at[1].mean() else at[1]
     target = np.minimum(target, np.minimum(far.max(2).min(0), its_far.max(2).min(0)))
@@ -233,15 +236,12 @@ def _at_distance(results: Results, contrast: Contrast) -> tuple[Interval, str]:
     return crossed_difference(x, y, names), f"at {target.mean():.2f} grey levels; at the end they were at {gone}"
 
 
-def _along(doses: pd.DataFrame, arm: str, metric: str) -> tuple[Floats, Floats, list[str]] | None:
-    """(distance, metric), each [seeds, contexts, doses], and the contexts' photographs; None where nothing ran."""
+def _along(doses: pd.DataFrame, arm: str, metric: str) -> tuple[Floats, Floats, list[str]]:
+    """(distance, metric), each [seeds, contexts, doses], and the contexts' photographs."""
     tables = []
     for wanted in ("distance", metric):
         rows = doses[(doses["method"] == arm) & (doses["metric"] == wanted)]
-        if rows.empty:
-            return None
-        table = rows.pivot_table(index="run", columns=["photograph", "crop", "dose"], values="value", sort=True)
-        tables.append(table)
+        tables.append(rows.pivot_table(index="run", columns=["photograph", "crop", "dose"], values="value", sort=True))
     names = list(dict.fromkeys(column[:2] for column in tables[0].columns))
     shaped = [table.to_numpy(float).reshape(len(table), len(names), len(DOSES)) for table in tables]
     return shaped[0], shaped[1], [str(photograph) for photograph, _ in names]
@@ -263,9 +263,6 @@ def _interpolated(distance: Floats, value: Floats, target: Floats) -> Floats:
 def _cost(results: Results, contrast: Contrast, margin: float) -> Finding:
     """The ratio of what both spend until the held-out metric has risen by a share of the gain of `over`."""
     curves = {arm: _curves(results.curves, arm, contrast.metric, contrast.unit) for arm in (contrast.of, contrast.over)}
-    missing = [arm for arm, own in curves.items() if not own]
-    if missing:
-        return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), f"not run: {', '.join(missing)}")
     starts, ends = zip(*((y[0], y[-1]) for _, y in curves[contrast.over]), strict=True)
     level = float(np.mean(starts) + contrast.to * (np.mean(ends) - np.mean(starts)))
     spent = {arm: np.array([cost_to_reach(x, y, level) for x, y in own]) for arm, own in curves.items()}
@@ -274,11 +271,11 @@ def _cost(results: Results, contrast: Contrast, margin: float) -> Finding:
     if np.mean(ends) <= np.mean(starts) or not all(
         np.isfinite(costs).all() and (costs > 0).all() for costs in spent.values()
     ):
-        return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), f"no ratio; {why}")
+        return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), why=f"no ratio; {why}")
     ratio = ratio_interval(spent[contrast.of], spent[contrast.over])
     logarithm = replace(ratio, value=float(np.log(ratio.value)))
     verdict = judge(logarithm, contrast.expect, margin, float(np.log(contrast.line)))
-    return Finding(contrast, margin, ratio, verdict, why)
+    return Finding(contrast, margin, ratio, verdict, why=why)
 
 
 def _curves(frame: pd.DataFrame, arm: str, metric: str, unit: str) -> list[tuple[Floats, Floats]]:
