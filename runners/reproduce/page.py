@@ -141,7 +141,7 @@ def _papers(claim: Claim) -> str:
 
 def _checked(results: Results, claim: Claim) -> str:
     found = results.agreements.get(claim.name) or {}
-    return "; ".join(f"advantages of {pair} correlate by {value:.4f}" for pair, value in found.items())
+    return "; ".join(f"advantages of {pair} correlate by {value:.5f}" for pair, value in found.items())
 
 
 def _ours(plan: Plan, finding: Finding) -> str:
@@ -192,8 +192,8 @@ def _in_margins(finding: Finding) -> Interval:
 
 
 def _claim(plan: Plan, results: Results, claim: Claim, verdict: str, findings: Sequence[Finding]) -> list[Block]:
-    kinds: dict[str, Literal["good", "bad"]] = {"reproduced": "good", "contradicted": "bad"}
-    kind = kinds.get(verdict.partition(";")[0], "neutral")
+    kind: Literal["good", "bad", "neutral"] = "good" if verdict == "reproduced" else "neutral"
+    kind = "bad" if verdict.startswith("contradicted") else kind
     said = Callout(kind, f"**{verdict.capitalize()}.** {claim.note}", "Verdict")
     blocks: list[Block] = [Heading(f"{claim.paper}, {claim.source}: {claim.name}"), Text(claim.says), said]
     if claim.command is not None:
@@ -213,7 +213,7 @@ def _precheck(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     if not found:
         return []
     limit = plan.settings["precheck"]["limit"]
-    rows = [[pair, f"{value:.4f}", "no" if value > limit else "yes"] for pair, value in found.items()]
+    rows = [[pair, f"{value:.5f}", "no" if value > limit else "yes"] for pair, value in found.items()]
     caption = (
         f"Correlation of the advantages inside groups, mean over {plan.settings['precheck']['contexts']} training "
         f"contexts of {plan.settings['precheck']['samples']} samples each. Above {limit:g} nothing can be learnt from "
@@ -285,9 +285,10 @@ def _pictures(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     arms = dict.fromkeys(arm for contrast in claim.contrasts for arm in (contrast.of, contrast.over))
     places = {}
     for arm in arms:
-        name = plan.arms.get(arm, {}).get(0)
-        if name in results.seconds and (plan.cells[name].cell.folder / "pictures" / "pictures.json").is_file():
-            places[_called(plan, arm)] = plan.cells[name].cell.folder / "pictures"
+        for name in list(plan.arms.get(arm, {}).values())[:1]:
+            folder = plan.cells[name].cell.folder / "pictures"
+            if name in results.seconds and (folder / "pictures.json").is_file():
+                places[_called(plan, arm)] = folder
     if len(places) < 2:
         return []
     shown = make_panels(join_pictures(places)[:_SHOWN], "The first seed of each, at full size; LR enlarged.")
