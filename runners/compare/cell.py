@@ -87,8 +87,8 @@ def run_cell(folder: Path) -> None:
         cost = {} if request["overrides"] is None else _train(folder, request, config)
         if first:
             final = _evaluate(folder, request, config) if config.stages[-1].kind != "scorer" else None
-            seconds = time.monotonic() - started
-            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, "seconds": seconds})
+            spent = {"seconds": time.monotonic() - started, "cpu": time.process_time()}
+            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, **spent})
 
 
 def _train(folder: Path, request: Mapping[str, Any], config: RunConfig) -> dict[str, float]:

@@ -36,7 +36,8 @@ def run(folder: Path) -> None:
     with locked(folder):
         frame = PROBES[options.pop("kind")](place, **options)
         save_evaluation(frame, {"probe": request["probe"], "env": sections["env"]}, folder)
-        write_json(folder / "done.json", {"request": request, "cost": {}, "seconds": time.monotonic() - started})
+        spent = {"seconds": time.monotonic() - started, "cpu": time.process_time()}
+        write_json(folder / "done.json", {"request": request, "cost": {}, **spent})
 
 
 if __name__ == "__main__":

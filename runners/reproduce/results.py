@@ -38,7 +38,8 @@ class Results:
         frame: method (the arm), run (the training seed), photograph, crop, metric, value, valid.
         doses: the same of scaled LoRAs, and `dose`.
         curves: method, run, iteration, images, seconds, flops, metric, photograph, crop, value.
-        seconds: by cell. agreements: mean correlation of advantages by claim and pair of rewards.
+        seconds: of the processor by cell, those of its last session if it was stopped.
+        agreements: mean correlation of advantages by claim and pair of rewards.
     """
 
     frame: pd.DataFrame
@@ -76,7 +77,7 @@ def read_results(plan: Plan) -> Results:
     for name, planned in plan.cells.items():
         done = read_done(planned.cell)
         if done is not None:
-            seconds[name] = float(done["seconds"])
+            seconds[name] = float(done.get("cpu") or done["seconds"])
     for arm, cells in plan.arms.items():
         for seed, name in cells.items():
             place = plan.cells[name].cell.folder
