@@ -1,18 +1,20 @@
 """Reproducing: say what it costs, run every cell that isn't done yet, and write the page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from srgym.files import locked, write_json
+from srgym.rewards import make
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.comparison import make_executor
-from srgym.runners.compare.executor import Outcome, read_done, run_cells
+from srgym.runners.compare.executor import Cell, Outcome, read_done, run_cells
 from srgym.runners.loop.progress import duration
 from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.reproduce.estimate import make_prices, seconds_of
 from srgym.runners.reproduce.page import write_page
 from srgym.runners.reproduce.plan import Plan
+from srgym.runners.run.overrides import words
 
 __all__ = ["estimate_text", "reproduce"]
 
@@ -34,8 +36,7 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
         on_message(f"{len(cells)} cells, {len(cells) - len(todo)} of them done already, in {plan.folder}")
         executor = make_executor(plan.settings, plan.folder, plan.fixed, _MODULE)
         if todo:
-            for metric in make_metrics(plan.settings["metrics"]):
-                ensure_ready(metric.reward)
+            _look_ahead(plan, todo)
             on_message(estimate_text(plan, executor.slots))
         record = plan.folder / "reproduce.json"
         write_json(record, plan.as_json())
@@ -47,6 +48,16 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
         failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
         write_json(record, {**plan.as_json(), "failed": failed})
         return write_page(plan, failed), outcomes
+
+
+def _look_ahead(plan: Plan, todo: Sequence[Cell]) -> None:
+    """Refuse what cells would stumble over at their end, before hours of training: metrics, and rewards of probes."""
+    for metric in make_metrics(plan.settings["metrics"]):
+        ensure_ready(metric.reward)
+    for probe in [probe for cell in todo if (probe := cell.request.get("probe")) is not None]:
+        for spec in [probe[key] for key in ("reward", "of", "over") if key in probe]:
+            if not any(word.startswith(f"{plan.folder}/cells/") for word in words(spec)):  # which aren't there yet
+                ensure_ready(make(spec))
 
 
 def estimate_text(plan: Plan, slots: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""A reproduction that is killed, at a moment of nobody's choosing, goes on where it was and ends with the same numbers."""
+"""A reproduction that is killed, at whatever moment, goes on where it was and ends with the same numbers."""
 
 import os
 import signal
