@@ -1,12 +1,6 @@
 """Intervals and comparisons that reports are made of: plain numpy and scipy, fixed seeds, no data frames.
 
-Scores are [R, T]: R training seeds on the same T contexts, which are crops of photographs. One seed's policy meets all
-contexts, and a photograph's crops are alike, so what is sampled is the seed and the photograph: both are resampled,
-each whole, and neither inside the other. The variances that the two give are added, and the interval is Student's t
-with the degrees of freedom of Welch and Satterthwaite, so that few seeds, or few photographs, widen it.
-
-A single run (R = 1) says nothing of other seeds: its interval is over photographs alone. Two seeds show a direction,
-and no interval is made of them.
+Scores are [R, T], seeds by contexts; `resampling.py` says what an interval of them means.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +8,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from srgym.errors import Refusal
+from srgym.runners.measure.resampling import (
+    LEVEL,
+    Band,
+    Estimate,
+    Floats,
+    Interval,
+    Spread,
+    as_runs,
+    complete,
+    spread_of,
+    student_band,
+    student_interval,
+    weighed,
+)
 
 __all__ = [
     "Band", "Components", "Interval", "cost_to_reach", "crossed_difference", "crossed_interval", "curve_band",
@@ -25,135 +33,7 @@ __all__ = [
     "seed_interval", "units_needed", "variance_components",
 ]  # fmt: skip
 
-Floats = NDArray[np.float64]
 Statistic = Literal["mean", "iqm"]
-
-LEVEL = 0.95
-_ROUNDING = 1e-12  # of a weighted mean, relative: below it there is no spread
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the bounds of its confidence interval; the bounds are NaN where one can't be given.
-
-    Attributes:
-        value, low, high: in the units of what was measured.
-        units: how many photographs it rests on. seeds: how many training seeds.
-        p: two-sided, against no difference; NaN where there is no interval.
-        error, freedom: of Student's t that the interval is made of; NaN where there is none.
-    """
-
-    value: float
-    low: float
-    high: float
-    units: int
-    seeds: int = 1
-    p: float = np.nan
-    error: float = np.nan
-    freedom: float = np.nan
-
-    @property
-    def above_zero(self) -> bool:
-        return self.low > 0
-
-    @property
-    def below_zero(self) -> bool:
-        return self.high < 0
-
-
-@dataclass(frozen=True)
-class Band:
-    """A curve with its interval: `x`, `value`, `low`, `high`, each [P]; `units` seeds."""
-
-    x: Floats
-    value: Floats
-    low: Floats
-    high: Floats
-    units: int
-
-
-# Seeds and photographs, resampled
-
-# From the weights of each algorithm's seeds [B, R] and of the contexts [B, T] to what is estimated, [B, ...].
-Estimate = Callable[[Sequence[Floats], Floats], Floats]
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """An estimate with its standard error and degrees of freedom, each [...]; NaN where nothing can be resampled."""
-
-    value: Floats
-    error: Floats
-    freedom: Floats
-
-
-def _spread(estimate: Estimate, runs: Sequence[int], cluster: ArrayLike, resamples: int, seed: int) -> _Spread:
-    """Resample the seeds of each algorithm and the photographs, one after the other, and add up what each varies."""
-    _, place = np.unique(np.asarray([str(name) for name in np.asarray(cluster)]), return_inverse=True)
-    sizes = np.bincount(place)
-    even = [np.full((1, count), 1 / count) for count in runs]
-    contexts = (1 / (len(sizes) * sizes[place]))[None]
-    generator = np.random.default_rng(seed)
-
-    def weights(count: int) -> Floats:
-        drawn: Floats = generator.multinomial(count, np.full(count, 1 / count), resamples) / count
-        return drawn
-
-    value = estimate(even, contexts)[0]
-    variances, freedoms = [], []
-    for i, count in enumerate(runs):
-        if count > 1:
-            drawn = estimate([weights(count) if j == i else even[j] for j in range(len(runs))], contexts)
-            variances.append(drawn.var(0) * count / (count - 1))
-            freedoms.append(count - 1)
-    if len(sizes) > 1:
-        drawn = estimate(even, weights(len(sizes))[:, place] / sizes[place])
-        variances.append(drawn.var(0) * len(sizes) / (len(sizes) - 1))
-        freedoms.append(len(sizes) - 1)
-    if not variances:
-        return _Spread(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
-    total = np.sum(variances, 0)
-    total = np.where(total > _ROUNDING**2 * np.maximum(1.0, value**2), total, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = total**2 / np.sum([v**2 / f for v, f in zip(variances, freedoms, strict=True)], 0)
-    return _Spread(value, np.sqrt(total), freedom)
-
-
-def _interval(spread: _Spread, null: float, level: float, units: int, seeds: int) -> Interval:
-    value, error = float(spread.value), float(spread.error)
-    if not error > 0 or seeds == 2:  # no spread at all is no certainty, and two seeds show a direction alone
-        return Interval(value, np.nan, np.nan, units, seeds)
-    reach = float(stats.t.ppf((1 + level) / 2, spread.freedom)) * error
-    freedom = float(spread.freedom)
-    p = float(2 * stats.t.sf(abs(value - null) / error, freedom))
-    return Interval(value, value - reach, value + reach, units, seeds, p, error, freedom)
-
-
-def _band(x: Floats, spread: _Spread, level: float, seeds: int) -> Band:
-    error = np.where((spread.error > 0) & (seeds != 2), spread.error, np.nan)
-    reach = stats.t.ppf((1 + level) / 2, spread.freedom) * error
-    return Band(x, spread.value, spread.value - reach, spread.value + reach, seeds)
-
-
-def _runs(scores: ArrayLike) -> Floats:
-    own = np.asarray(scores, dtype=np.float64)
-    if own.ndim != 2 or own.size == 0:
-        raise Refusal(f"expected scores [seeds, contexts], got {own.shape}")
-    return own
-
-
-def _complete(*scores: ArrayLike, cluster: ArrayLike | None) -> tuple[list[Floats], NDArray[np.str_]]:
-    """Scores of the same contexts without those that lack a valid one for some seed, and the contexts' clusters."""
-    all_runs = [_runs(own) for own in scores]
-    count = all_runs[0].shape[1]
-    names = np.arange(count) if cluster is None else np.asarray([str(name) for name in np.asarray(cluster)])
-    if len(names) != count or any(own.shape[1] != count for own in all_runs):
-        raise Refusal(
-            f"expected the same contexts everywhere, each with its cluster, got {[own.shape[1] for own in all_runs]} "
-            f"contexts and {len(names)} clusters"
-        )
-    there = np.all([np.isfinite(own).all(0) for own in all_runs], 0)
-    return [own[:, there] for own in all_runs], names[there].astype(str)
 
 
 def _seeds(*runs: int) -> int:
@@ -181,12 +61,12 @@ def crossed_interval(
     Returns:
         Of one photograph and one seed, of two seeds, or of scores without any spread: NaN bounds.
     """
-    (own,), names = _complete(scores, cluster=cluster)
+    (own,), names = complete(scores, cluster=cluster)
     units = len(set(names))
     if not units:
         return Interval(np.nan, np.nan, np.nan, 0, len(own))
-    spread = _spread(_of_scores(own, statistic), [len(own)], names, resamples, seed)
-    return _interval(spread, 0.0, level, units, len(own))
+    spread = spread_of(_of_scores(own, statistic), [len(own)], names, resamples, seed)
+    return student_interval(spread, 0.0, level, units, len(own))
 
 
 def crossed_difference(
@@ -199,26 +79,20 @@ def crossed_difference(
         x, y: [R, T] and [Q, T]; a single run of either (the start) is taken as it is.
         cluster: see `crossed_interval`.
     """
-    (a, b), names = _complete(x, y, cluster=cluster)
+    (a, b), names = complete(x, y, cluster=cluster)
     units, seeds = len(set(names)), _seeds(len(a), len(b))
     if not units:
         return Interval(np.nan, np.nan, np.nan, 0, seeds)
 
     def difference(runs: Sequence[Floats], contexts: Floats) -> Floats:
-        return _weighed(a, runs[0], contexts) - _weighed(b, runs[1], contexts)
+        return weighed(a, runs[0], contexts) - weighed(b, runs[1], contexts)
 
-    return _interval(_spread(difference, [len(a), len(b)], names, resamples, seed), 0.0, level, units, seeds)
-
-
-def _weighed(scores: Floats, runs: Floats, contexts: Floats) -> Floats:
-    """Weighted means of [R, T] scores under weights [B or 1, R] and [B or 1, T]: [B]."""
-    result: Floats = ((runs @ scores) * contexts).sum(1)
-    return result
+    return student_interval(spread_of(difference, [len(a), len(b)], names, resamples, seed), 0.0, level, units, seeds)
 
 
 def _of_scores(scores: Floats, statistic: Statistic) -> Estimate:
     if statistic == "mean":
-        return lambda runs, contexts: _weighed(scores, runs[0], contexts)
+        return lambda runs, contexts: weighed(scores, runs[0], contexts)
     order = np.argsort(scores, axis=None)
     ranked = scores.ravel()[order]
 
@@ -238,13 +112,13 @@ def seed_interval(scores: ArrayLike, *, level: float = LEVEL) -> Interval:
     Args:
         scores: [R, T]; contexts that lack a score are left out.
     """
-    (own,), names = _complete(scores, cluster=None)
+    (own,), names = complete(scores, cluster=None)
     means, units = own.mean(1), len(names)
     if len(means) < 3 or not units or not means.std() > 0:
         return Interval(float(means.mean()) if units else np.nan, np.nan, np.nan, units, len(means))
     error = means.std(ddof=1) / np.sqrt(len(means))
-    spread = _Spread(means.mean(), error, np.asarray(len(means) - 1.0))
-    return _interval(spread, 0.0, level, units, len(means))
+    spread = Spread(means.mean(), error, np.asarray(len(means) - 1.0))
+    return student_interval(spread, 0.0, level, units, len(means))
 
 
 def iqm(scores: ArrayLike) -> float:
@@ -262,7 +136,7 @@ def gain_over_start(scores: ArrayLike, start: ArrayLike, *, in_spreads: bool = F
     Raises:
         ValueError: where the starting policy scores the same on all contexts and there is no spread to divide by.
     """
-    own, origin = _runs(scores), np.asarray(start, dtype=np.float64)
+    own, origin = as_runs(scores), np.asarray(start, dtype=np.float64)
     if origin.shape != own.shape[1:]:
         raise Refusal(f"expected the start's scores on {own.shape[1]} contexts, got {origin.shape}")
     gain: Floats = own - origin
@@ -284,7 +158,7 @@ def probability_of_improvement(
     Args:
         x, y: [R, T] and [Q, T]. cluster: see `crossed_interval`. `p` is against one half.
     """
-    (a, b), names = _complete(x, y, cluster=cluster)
+    (a, b), names = complete(x, y, cluster=cluster)
     units, seeds = len(set(names)), min(len(a), len(b))
     if not units:
         return Interval(np.nan, np.nan, np.nan, 0, seeds)
@@ -296,10 +170,10 @@ def probability_of_improvement(
         result: Floats = np.einsum("br,bq,bt,rqt->b", ours, its, where, wins, optimize=True)
         return result
 
-    spread = _spread(chance, [len(a), len(b)], names, resamples, seed)
+    spread = spread_of(chance, [len(a), len(b)], names, resamples, seed)
     # Chances pile up at 0 and 1, which a few seeds' resamples don't show: the fewest of anything decides.
     fewest = min([count - 1 for count in (len(a), len(b), units) if count > 1], default=1)
-    whole = _interval(_Spread(spread.value, spread.error, np.asarray(float(fewest))), 0.5, level, units, seeds)
+    whole = student_interval(Spread(spread.value, spread.error, np.asarray(float(fewest))), 0.5, level, units, seeds)
     if seeds < 3:
         return Interval(whole.value, np.nan, np.nan, units, seeds)
     low, high = (float(np.clip(bound, 0, 1)) for bound in (whole.low, whole.high))
@@ -315,14 +189,14 @@ def performance_profile(
     Args:
         scores: [R, T], normalised. thresholds: [P]. cluster: see `crossed_interval`.
     """
-    (own,), names = _complete(scores, cluster=cluster)
+    (own,), names = complete(scores, cluster=cluster)
     taus = np.asarray(thresholds, dtype=np.float64)
     above = (own[None] > taus[:, None, None]).astype(np.float64)
 
     def shares(runs: Sequence[Floats], contexts: Floats) -> Floats:
-        return np.stack([_weighed(each, runs[0], contexts) for each in above], 1)
+        return np.stack([weighed(each, runs[0], contexts) for each in above], 1)
 
-    band = _band(taus, _spread(shares, [len(own)], names, resamples, seed), level, len(own))
+    band = student_band(taus, spread_of(shares, [len(own)], names, resamples, seed), level, len(own))
     return Band(taus, band.value, np.clip(band.low, 0, 1), np.clip(band.high, 0, 1), len(own))
 
 
@@ -357,7 +231,7 @@ def variance_components(scores: ArrayLike, cluster: ArrayLike | None = None) -> 
 
     With a single seed the seeds' share isn't known: it is NaN, and the rest counts as the photographs'.
     """
-    (own,), names = _complete(scores, cluster=cluster)
+    (own,), names = complete(scores, cluster=cluster)
     means = np.stack([own[:, names == name].mean(1) for name in dict.fromkeys(names)], 1)
     runs, photographs = means.shape
     if photographs < 2:
@@ -432,9 +306,9 @@ def curve_band(
     names = np.arange(rows.shape[1]) if cluster is None else np.asarray(cluster)
 
     def means(runs: Sequence[Floats], contexts: Floats) -> Floats:
-        return np.stack([_weighed(rows[..., i], runs[0], contexts) for i in range(points)], 1)
+        return np.stack([weighed(rows[..., i], runs[0], contexts) for i in range(points)], 1)
 
-    return _band(grid, _spread(means, [len(rows)], names, resamples, seed), level, len(rows))
+    return student_band(grid, spread_of(means, [len(rows)], names, resamples, seed), level, len(rows))
 
 
 def cost_to_reach(cost: ArrayLike, value: ArrayLike, target: float) -> float:

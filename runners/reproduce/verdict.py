@@ -11,7 +11,8 @@ from typing import Literal
 
 from scipy import stats
 
-from srgym.runners.measure.statistics import LEVEL, Interval, holm
+from srgym.runners.measure.resampling import LEVEL, Interval
+from srgym.runners.measure.statistics import holm
 
 __all__ = ["Conclusion", "Expectation", "Verdict", "corrected", "judge", "summed"]
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from srgym.runners.measure.statistics import LEVEL, Interval, crossed_difference
+from srgym.runners.measure.resampling import LEVEL, Interval
+from srgym.runners.measure.statistics import crossed_difference
 from srgym.runners.reproduce.verdict import Verdict, corrected, judge, summed
 
 MARGIN = 0.2
