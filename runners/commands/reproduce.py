@@ -4,6 +4,7 @@
   srgym reproduce claim=oars_table5,finpercep_ccl tier=full photos=FOLDER
   srgym reproduce --list                             the claims
   srgym reproduce --print claim=oars_table5          what would run, and for how long
+  srgym reproduce --page ...                         the page of what has ended so far, nothing run
   srgym reproduce policy=sd3 policy.path=MODEL env=hr_folder env.path=HR executor=slurm
 
 Its own settings and their defaults: configs/reproduce.yaml; every other key goes to all runs, as in `srgym train`. The
@@ -22,7 +23,7 @@ __all__ = ["run"]
 
 
 def run(arguments: list[str]) -> int:
-    listing, show = take_flag(arguments, "--list"), take_flag(arguments, "--print")
+    listing, show, page_alone = (take_flag(arguments, flag) for flag in ("--list", "--print", "--page"))
     if listing:
         return _list()
     from srgym.runners.reproduce.plan import make_plan
@@ -36,6 +37,11 @@ def run(arguments: list[str]) -> int:
             said = f"srgym train {' '.join(asked['overrides'])}" if "overrides" in asked else asked["probe"]
             print(f"{planned.cell.name} ({planned.arm}, seed {planned.seed}): {said}")
         print(estimate_text(plan))
+        return 0
+    if page_alone:
+        from srgym.runners.reproduce.page import write_page
+
+        print(f"done: {write_page(plan, {})}")
         return 0
     # A polite kill ends the runs as Ctrl-C does: each saves what it has.
     for number in (signal.SIGTERM, signal.SIGHUP):
