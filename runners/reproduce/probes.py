@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from srgym import policies, rewards
 from srgym.envs.operations import jpeg
-from srgym.envs.task import SRTask
+from srgym.envs.task import Context, SRTask
 from srgym.errors import Refusal
 from srgym.policies import Policy, derive_seeds
 from srgym.policies.merging import read_lora
 from srgym.rewards.audit.faults import FAULTS, SEEN_BESIDE_A_REFERENCE, spoilt
 from srgym.runners.measure.evaluation import COLUMNS, Evaluation, spread_indices
 from srgym.runners.measure.evaluation import split_id as split
-from srgym.runners.measure.methods import Samples
+from srgym.runners.measure.methods import Drawn, Samples
 from srgym.runners.preferences import pairs_of, write_preferences
 from srgym.runners.reproduce.agreement import advantages
 from srgym.runners.run.build import build_policy, build_task
@@ -75,7 +75,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """The metrics of a policy, or of one with the LoRA of another added at each weight.
 
-    Besides, `distance`: how far its images are from those of weight 0 on the same noise, RMS in grey levels.
+    With several weights besides, `distance`: how far its images are from those of the first on the same noise, RMS in
+    grey levels.
 
     Args:
         policy: folder of the policy; None: the base. lora: folder of the policy whose LoRA is added.
@@ -83,26 +84,32 @@ def evaluate(
     """
     task = place.task(**(test or {}))
     evaluation = Evaluation(task, place.metrics, limit=place.limit)
-
-    def made(weight: float) -> Samples:
+    frames, origin = list[pd.DataFrame](), None
+    for weight in weights:
         start = place.base() if policy is None else policies.load(Path(policy))
         if lora is not None and weight:
             start.add_deltas(read_lora(Path(lora)).deltas(), weight)
-        return Samples(start.eval(), place.steps)
-
-    frames, origin = [], _images(made(0.0), task, evaluation.indices) if lora is not None else None
-    for weight in weights:
-        name = "policy" if weight == 1 else dose(weight)
-        method = made(weight)
+        name, method = "policy" if weight == 1 else dose(weight), _Kept(Samples(start.eval(), place.steps))
         frames.append(evaluation.measure({name: method}))
-        if origin is not None:
-            away = (_images(method, task, evaluation.indices) - origin).square().mean((1, 2, 3)).sqrt() * _GREY
+        if len(weights) > 1:
+            images = torch.cat(method.images)
+            origin = images if origin is None else origin
+            away = (images - origin).square().mean((1, 2, 3)).sqrt() * _GREY
             frames.append(_frame(task, evaluation.indices, {"distance": away}, name))
     return pd.concat(frames, ignore_index=True)
 
 
-def _images(method: Samples, task: SRTask, indices: Sequence[int]) -> Tensor:
-    return torch.cat([method(context, 0).sr.cpu() for context in task.batches(indices, 8)])
+class _Kept:
+    """A method that keeps the images that it made."""
+
+    def __init__(self, method: Samples) -> None:
+        self._method, self.images = method, list[Tensor]()
+        self.random, self.gives, self.record = method.random, method.gives, method.record
+
+    def __call__(self, context: Context, seed: int) -> Drawn:
+        drawn = self._method(context, seed)
+        self.images.append(drawn.sr.cpu())
+        return drawn
 
 
 def spread(
