@@ -33,7 +33,8 @@ def imported(path: Path) -> set[str]:
 
 # Inside runners/, from the ground up; `settings` is what run/ builds the parts of a run from.
 ROOMS = (
-    "measure", "loop", "settings", "reward_models", "report", "arena", "run", "judges", "compare", "commands",
+    "preferences", "measure", "loop", "settings", "reward_models", "report", "arena", "run", "judges", "compare",
+    "reproduce", "commands",
 )  # fmt: skip
 SETTINGS = {"config", "groups", "overrides", "build"}
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "train a policy: srgym train experiment=oars",
     "evaluate": "score a policy, or a folder of images",
     "compare": "compare runs with intervals",
+    "reproduce": "run the papers' claims in miniature, each with a verdict",
     "upscale": "super-resolve photographs: srgym upscale photo.jpg",
     "rewards": "list the rewards, or check one: srgym rewards check NAME",
     "envs": "list the sources of contexts and the environments",

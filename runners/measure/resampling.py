@@ -38,6 +38,7 @@ class Interval:
         value, low, high: in the units of what was measured.
         units: how many photographs it rests on. seeds: how many training seeds.
         p: two-sided, against no difference; NaN where there is no interval.
+        error, freedom: of Student's t that the interval is made of; NaN where there is none.
     """
 
     value: float
@@ -46,6 +47,8 @@ class Interval:
     units: int
     seeds: int = 1
     p: float = np.nan
+    error: float = np.nan
+    freedom: float = np.nan
 
     def __repr__(self) -> str:
         return f"Interval({', '.join(f'{name}={text}' if name else text for name, text in self._told())})"
@@ -130,9 +133,10 @@ def student_interval(spread: Spread, null: float, level: float, units: int, seed
     value, error = float(spread.value), float(spread.error)
     if not error > 0 or seeds == 2:  # no spread at all is no certainty, and two seeds show a direction alone
         return Interval(value, np.nan, np.nan, units, seeds)
-    reach = float(stats.t.ppf((1 + level) / 2, spread.freedom)) * error
-    p = float(2 * stats.t.sf(abs(value - null) / error, spread.freedom))
-    return Interval(value, value - reach, value + reach, units, seeds, p)
+    freedom = float(spread.freedom)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(value - null) / error, freedom))
+    return Interval(value, value - reach, value + reach, units, seeds, p, error, freedom)
 
 
 def student_band(x: Floats, spread: Spread, level: float, seeds: int) -> Band:

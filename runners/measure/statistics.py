@@ -360,6 +360,9 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
 
     Args:
         costs, others: [R] and [Q], positive and finite.
+
+    Returns:
+        The ratio; its `error` and `freedom` are those of the logarithm.
     """
     a, b = np.asarray(costs, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
@@ -371,5 +374,7 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
     if not sum(parts) > 0:
         return Interval(value, np.nan, np.nan, seeds, seeds)
     freedom = sum(parts) ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, (a, b), strict=True))
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * np.sqrt(sum(parts))
-    return Interval(value, float(value * np.exp(-reach)), float(value * np.exp(reach)), seeds, seeds)
+    error, freedom = float(np.sqrt(sum(parts))), float(freedom)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    low, high = float(value * np.exp(-reach)), float(value * np.exp(reach))
+    return Interval(value, low, high, seeds, seeds, error=error, freedom=freedom)
