@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from srgym.envs.images import read_image, to_float
 from srgym.envs.task import SRTask
 from srgym.errors import Refusal
 from srgym.files import check_folder, to_png, write_json, write_whole
-from srgym.runners.arena.study import CHECK, Design, Study, image_name, open_study
-from srgym.runners.measure.evaluation import draw, spread_indices
+from srgym.runners.arena.study import CHECK, Design, Study, decoys, image_name, open_study
+from srgym.runners.measure.evaluation import draw
 from srgym.runners.measure.methods import Method
 from srgym.sealed import write_folder
 
@@ -43,35 +44,35 @@ def make_study(
             rater could tell them apart.
     """
     check_room(folder, design, len(methods))
-    if taken := sorted({CHECK, "lr", "hr"} & set(methods)):
+    if taken := sorted({CHECK, "lr", "hr", *decoys(design.together)} & set(methods)):
         raise Refusal(f"'{taken[0]}' is a name of the study's own: give the method another")
-    checks = tuple(spread_indices(len(indices), design.checks)) if design.checks else ()
-    facts = {
-        "design": asdict(design),
-        "methods": list(methods),
-        "contexts": [name for context in task.batches(indices, 1) for name in context.ids],
-        "checks": checks,
-        "has_hr": "hr" in task.provides,
-        "record": record,
-    }
 
     def write(draft: Path) -> None:
-        write_json(draft / "study.json", facts)
+        ids, clarity = [], []
         for place, index in enumerate(indices):
             (picture,) = draw(task, methods, [index], seed=design.seed)
             _check_sizes(picture, methods)
             images = {f"method_{i}": picture[name] for i, name in enumerate(methods)}
             images |= {what.lower(): picture[what] for what in ("LR", "HR") if what in picture}
-            if place in checks:
-                images |= _check_images(picture.get("HR", picture[next(iter(methods))]), design.together)
-            for what, image in images.items():
-                write_whole(draft / "images" / what / image_name(place), to_png(image))
+            _write_images(draft, place, images)
+            ids.append(picture["id"])
+            clarity.append(_clarity(draft, place))
+        checks = sorted(range(len(ids)), key=lambda place: -clarity[place])[: design.checks]
+        for place in checks:
+            _write_images(draft, place, _check_images(_intact(draft, place), design.together))
+        facts = {"design": asdict(design), "methods": list(methods), "contexts": ids, "checks": checks,
+                 "has_hr": "hr" in task.provides, "record": record}  # fmt: skip
+        write_json(draft / "study.json", facts)
 
-    folder.mkdir(parents=True, exist_ok=True)
     text = welcome or resources.files(__package__).joinpath("page/welcome.txt").read_text(encoding="utf-8")
-    write_whole(folder / "welcome.txt", text.encode())
     write_folder(folder / "material", write)
+    write_whole(folder / "welcome.txt", text.encode())
     return open_study(folder)
+
+
+def _write_images(draft: Path, place: int, images: Mapping[str, Tensor]) -> None:
+    for what, image in images.items():
+        write_whole(draft / "images" / what / image_name(place), to_png(image))
 
 
 def check_room(folder: Path, design: Design, methods: int) -> None:
@@ -90,13 +91,29 @@ def _check_sizes(picture: Mapping[str, Any], methods: Mapping[str, Method]) -> N
         raise Refusal(f"expected images of one size of '{picture['id']}', by which none can be told, got {listed}")
 
 
+# Attention checks
+
+
+def _intact(draft: Path, place: int) -> Tensor:
+    """What a check shows whole: the truth, or the first method's image where there is none."""
+    truth = draft / "images" / "hr" / image_name(place)
+    return to_float(read_image(truth if truth.is_file() else draft / "images" / "method_0" / image_name(place)))
+
+
+def _clarity(draft: Path, place: int) -> float:
+    """How far an image in blocks is from itself: one of a plain sky would be no check."""
+    intact = _intact(draft, place)
+    return float((intact - _in_blocks(intact, 1)).abs().mean())
+
+
 def _check_images(image: Tensor, together: int) -> dict[str, Tensor]:
-    """An image, and the same in ever smaller blocks, the first of sixteen to its shorter side."""
+    return {CHECK: image} | {name: _in_blocks(image, i) for i, name in enumerate(decoys(together), 1)}
+
+
+def _in_blocks(image: Tensor, number: int) -> Tensor:
+    """An image [3, H, W] in blocks, of which 8 + 8 `number` go to the shorter side."""
     height, width = image.shape[-2:]
-    images = {CHECK: image}
-    for i in range(1, together):
-        side = min(height, width) / (8 + 8 * i)
-        cells = [max(1, round(length / side)) for length in (height, width)]
-        small = F.interpolate(image[None], size=cells, mode="area")
-        images[f"blocks_{i}"] = F.interpolate(small, size=(height, width), mode="nearest")[0]
-    return images
+    side = min(height, width) / (8 + 8 * number)
+    cells = [max(1, round(length / side)) for length in (height, width)]
+    small = F.interpolate(image[None], size=cells, mode="area")
+    return F.interpolate(small, size=(height, width), mode="nearest")[0]

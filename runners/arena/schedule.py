@@ -5,7 +5,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
-from srgym.runners.arena.study import CHECK, Study
+from srgym.runners.arena.study import CHECK, Study, decoys
 
 __all__ = ["Trial", "schedule"]
 
@@ -43,5 +43,5 @@ def schedule(study: Study, rater: str) -> list[Trial]:
     chance.shuffle(late)
     trials = [*votes[:half], *late]
     for context in study.checks:
-        trials.insert(chance.randint(0, len(trials)), Trial("check", context, (CHECK, *study.decoys())))
+        trials.insert(chance.randint(0, len(trials)), Trial("check", context, (CHECK, *decoys(design.together))))
     return [replace(trial, shown=tuple(chance.sample(trial.shown, len(trial.shown)))) for trial in trials]

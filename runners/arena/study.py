@@ -18,10 +18,15 @@ from srgym.errors import MissingFile, Refusal
 from srgym.sealed import read_object, verify
 from srgym.settings import Count, Natural, Share, check_arguments
 
-__all__ = ["CHECK", "Design", "Study", "image_name", "open_study"]
+__all__ = ["CHECK", "Design", "Study", "decoys", "image_name", "open_study"]
 
 # What an attention check shows: an image, and the same in blocks, so that there is one right answer.
 CHECK = "intact"
+
+
+def decoys(together: int) -> tuple[str, ...]:
+    """What stands beside the intact image of a check."""
+    return tuple(f"blocks_{i}" for i in range(1, together))
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,8 @@ class Study:
 
     @cached_property
     def _folders(self) -> dict[str, str]:
-        blocks = [f"blocks_{i}" for i in range(1, self.design.together)]
-        return {**{name: name for name in (CHECK, *blocks)}, **{m: f"method_{i}" for i, m in enumerate(self.methods)}}
-
-    def decoys(self) -> tuple[str, ...]:
-        """What stands beside the intact image of a check."""
-        return tuple(f"blocks_{i}" for i in range(1, self.design.together))
+        own = {name: name for name in (CHECK, *decoys(self.design.together))}
+        return own | {name: f"method_{i}" for i, name in enumerate(self.methods)}
 
     def images(self, what: str) -> Path:
         """The folder of "lr", "hr" or a method's images, or of those of the checks."""

@@ -18,18 +18,19 @@ from srgym.runners.measure.methods import Function, Method
 
 
 class Photographs(Source):
-    """`count` photographs of noise with `crops` crops each: HR 16 x 16, LR its means of 2 x 2."""
+    """`count` photographs of noise with `crops` crops each, number `plain` grey: HR 32 x 32, LR its means of 2 x 2."""
 
-    scale, size, provides = 2, (8, 8), frozenset({"lr", "hr"})
+    scale, size, provides = 2, (16, 16), frozenset({"lr", "hr"})
 
-    def __init__(self, count: int, crops: int) -> None:
-        self.count, self.crops = count, crops
+    def __init__(self, count: int, crops: int, plain: int | None = None) -> None:
+        self.count, self.crops, self.plain = count, crops, plain
 
     def __len__(self) -> int:
         return self.count * self.crops
 
     def __getitem__(self, index: int) -> Sample:
-        hr = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(index))
+        hr = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(index))
+        hr = torch.full_like(hr, 0.5) if index == self.plain else hr
         lr = torch.nn.functional.avg_pool2d(hr[None], 2)[0]
         return Sample(f"photo{index // self.crops}/{index % self.crops}", lr, hr)
 
@@ -47,10 +48,12 @@ METHODS = {"ours": _shifted(0.0), "theirs": _shifted(0.1), "bicubic": _shifted(0
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Study]:
-    """Makes a study: `make(photographs=4, crops=1, methods=3, **design)`."""
+    """Makes a study: `make(photographs=4, crops=1, methods=3, plain=None, **design)`."""
 
-    def made(photographs: int = 4, crops: int = 1, methods: int = 3, **design: object) -> Study:
-        task, chosen = SRTask(Photographs(photographs, crops)), dict(list(METHODS.items())[:methods])
+    def made(
+        photographs: int = 4, crops: int = 1, methods: int = 3, plain: int | None = None, **design: object
+    ) -> Study:
+        task, chosen = SRTask(Photographs(photographs, crops, plain)), dict(list(METHODS.items())[:methods])
         record = evaluation_record(chosen, [])
         folder = tmp_path / f"study{len(list(tmp_path.iterdir()))}"
         return make_study(folder, task, chosen, Design(**design), range(len(task)), record=record)

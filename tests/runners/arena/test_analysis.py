@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from srgym.envs.preferences import Preferences
 from srgym.errors import Refusal
 from srgym.files import to_png
+from srgym.runners.arena import judges
 from srgym.runners.arena.analysis import Ballots, bradley_terry, read_ballots
 from srgym.runners.arena.export import export_annotations, export_pairs
 from srgym.runners.arena.plan import plan_text, spreads, vote_components
@@ -222,12 +223,14 @@ def test_the_report_says_who_is_preferred_which_judges_agree_and_where_they_do_n
     assert "| ours over theirs | 0.7 [0.0, 1.0] |" in text  # three raters say little
 
 
-def test_the_report_tells_why_a_judge_is_missing_and_shows_where_people_are_alone(voted):
+def test_the_report_tells_why_a_judge_is_missing_and_shows_where_people_are_alone(voted, monkeypatch):
+    known = [row for row in judges.listing() if row["name"] in ("psnr_y", "ssim_y", "ms_ssim", "random")]
+    monkeypatch.setattr(judges, "listing", lambda: known)
     rows = [json.loads(line) for line in (voted.folder / "votes.jsonl").read_text().splitlines()]
     turned = [{**row, "choice": "theirs"} if row["choice"] == "ours" else row for row in rows]
     (voted.folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned))
     text = write_arena_report(voted).with_suffix(".md").read_text()
-    assert "5 scales need images of at least 176 pixels a side" in text
+    assert "5 scales need images of at least 176 pixels a side" in text and "random" not in text
     assert "| photo0/0: theirs or ours | 100% prefer theirs |" in text
     assert (voted.folder / "report_files" / "panel_photo0_0_theirs_or_ours.png").is_file()
 

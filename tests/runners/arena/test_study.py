@@ -19,10 +19,10 @@ def test_a_study_holds_what_every_method_made_losslessly(make):
     study = open_study(make(photographs=3).folder)
     assert study.methods == ("ours", "theirs", "bicubic")
     assert study.contexts == ("photo0/0", "photo1/0", "photo2/0")
-    hr = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    hr = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = np.rint(hr.double().numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
     assert (np.asarray(Image.open(study.image("hr", 1))) == expected).all()
-    assert Image.open(study.image("lr", 1)).size == (8, 8)
+    assert Image.open(study.image("lr", 1)).size == (16, 16)
     files = {name: study.image(name, 1).read_bytes() for name in study.methods}
     assert len(set(files.values())) == 3
 
@@ -74,6 +74,16 @@ def test_several_at_once_are_all_methods_once_a_context_and_checks_have_as_many_
     assert Counter(t.kind for t in own) == {"vote": 5, "check": 2}
     assert all(len(t.shown) == 3 for t in own)
     assert all({"intact", "blocks_1", "blocks_2"} == set(t.shown) for t in own if t.kind == "check")
+
+
+def test_attention_checks_are_of_images_that_blocks_change(make):
+    """Of two photographs, one of a single grey: blocks of it are itself."""
+    study = make(photographs=2, checks=1, plain=0)
+    assert study.checks == (1,)
+    intact, blocks = (np.asarray(Image.open(study.image(name, 1))).astype(int) for name in ("intact", "blocks_1"))
+    assert (intact == np.asarray(Image.open(study.image("hr", 1)))).all()
+    means = intact.reshape(16, 2, 16, 2, 3).mean((1, 3))  # sixteen blocks a side, each of the mean of its pixels
+    assert np.abs(blocks[::2, ::2] - means).max() <= 0.75 and (blocks[::2, ::2] == blocks[1::2, 1::2]).all()
 
 
 def test_fewer_trials_for_each_rater_where_that_is_asked_for(make):
