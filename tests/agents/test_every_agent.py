@@ -18,6 +18,7 @@ from srgym.agents.groups import with_scores
 from srgym.agents.registry import AGENTS as REGISTRY
 from srgym.rewards.base import Incompatible, Reward
 from srgym.rewards.info import describe
+from srgym.runners.run.config import compose, resolve
 
 # (class, settings, optimiser updates' learning rate, iterations that suffice)
 AGENTS = {
@@ -296,3 +297,14 @@ def test_config_files_are_the_signatures(name):
     expected = REGISTRY.options(srgym.agents.agent_class(name))
     assert settings == expected
     assert all(type(settings[k]) is type(v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [("mixgrpo", {"slide": 25, "window": 4, "spread": 0.0}), ("tempflow_grpo", {"branch": True, "kl": 1e-3})],
+)
+def test_presets_are_options_of_flow_grpo(toy, preset, said):
+    options = resolve(*compose(["experiment=smoke", f"agent={preset}", "agent.steps=6"])).stages[-2].sections["agent"]
+    assert options["name"] == "flow_grpo" and said.items() <= options.items()
+    agent = srgym.agents.make(options, toy.policy(), toy.reward())
+    assert agent.kl == said.get("kl", 0.0) and agent.windows.moves
