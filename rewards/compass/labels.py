@@ -47,7 +47,7 @@ def tie_margins(score: Tensor, families: Tensor, share: float) -> Tensor:
     gap = (score[:, None] - score[None, :]).abs()
     apart = ~torch.eye(len(score), dtype=torch.bool)
     margin = torch.full_like(gap, share * _median(gap[apart]))
-    for family in families.unique():
+    for family in set(families.tolist()):
         own = families == family
         inside = own[:, None] & own[None, :]
         margin[inside] = share * _median(gap[inside & apart])
@@ -100,18 +100,17 @@ def bradley_terry(outcome: Tensor, alpha: float = 0.1) -> Tensor:
     import choix
 
     n = len(outcome)
-    known = outcome.nan_to_num(0.0)
-    wins = torch.where(outcome.isfinite(), known, 0.0) + torch.where(
-        outcome.T.isfinite(), 1 - outcome.T.nan_to_num(), 0
-    )
+    wins = outcome.nan_to_num(0.0) + (1 - outcome.T).nan_to_num(0.0)
     wins.fill_diagonal_(0)
     strength = choix.ilsr_pairwise_dense(wins.numpy(), alpha=alpha) if n > 1 else [0.0]
     return torch.as_tensor(strength, dtype=torch.float64)
 
 
 def ranks(outcome: Tensor) -> Tensor:
-    """r of a group's comparisons [N, N] in [0, 1]: of win rates where every pair was compared, as simulations find best,
-    else of Bradley and Terry's strengths."""
+    """r of a group's comparisons [N, N], in [0, 1].
+
+    Of win rates where every pair was compared, as simulations find best, else of Bradley and Terry's strengths.
+    """
     apart = ~torch.eye(len(outcome), dtype=torch.bool)
     whole = bool(outcome[apart].isfinite().all())
     return min_max(win_rates(outcome.nan_to_num(0.5)) if whole else bradley_terry(outcome))
@@ -162,7 +161,7 @@ def calibrate(r: Tensor, anchor: Tensor, fallback_slope: float | None = None) ->
     if slope <= 0:
         slope, flag = fallback_slope or 0.0, "inverted"
     score = (slope * centred + anchor.mean()).clamp(1, 5)
-    if not flag and len(score.unique()) < len(r.unique()):
+    if not flag and len(set(score.tolist())) < len(set(r.tolist())):
         flag = "clamped"
     return Calibration(score, slope, flag, float(anchor.mean() - slope * r.mean()))
 

@@ -1,6 +1,6 @@
 """srgym judge VERB ...: make a judge of super-resolutions, from images to a measured model. Stopped, it goes on.
 
-srgym judge pool     out=SET inputs=DIR methods=[bicubic,ncnn:span,policy:compact]   inputs, and what methods make of them
+srgym judge pool     out=SET inputs=DIR methods=[bicubic,ncnn:span,policy:compact]   inputs, and what is made of them
 srgym judge import   LAYOUT DIR out=SET                                              a public data set
 srgym judge label    SET stages=[anchor,compare,calibrate,describe,review] annotator.anchor=served
 srgym judge train    SET recipe=compass model=DIR out=RUN                            compass, compare or refreward
@@ -9,7 +9,7 @@ srgym judge distil   RUN SET out=DIR                                            
 srgym judge status   SET
 
 config=NAME takes the verb's settings from a file: mini (in minutes, here), compass_8b, refreward_8b, or one of your own
-by its path. srgym judge VERB --help tells a verb's settings with their meanings; docs/judges.md tells the whole story.
+by its path. srgym judge VERB --help tells what a verb's settings mean; docs/judges.md tells the whole story.
 """
 
 import sys
@@ -38,7 +38,9 @@ def run(arguments: list[str]) -> int:
 # Settings
 
 
-def read_settings(kind: type, arguments: list[str], section: str, others: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def read_settings(
+    kind: type, arguments: list[str], section: str, others: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """A verb's settings, from its defaults, a config's section and the command line; and the values of `others`."""
     from srgym.runners.run.overrides import merge_known, take_values
 
@@ -160,10 +162,8 @@ def _label(arguments: list[str]) -> int:
     check_stages(stages)
     done = label_set(JudgeSet(folder), settings, stages, _tell)
     for stage, (there, missing) in done.items():
-        print(
-            f"{stage}: {there} there"
-            + (f", {missing} without a usable answer: the same command asks again" * bool(missing))
-        )
+        lacking = f", {missing} without a usable answer: the same command asks again" if missing else ""
+        print(f"{stage}: {there} there{lacking}")
     if "review" in done:
         print(f"look at {folder}/review.csv, write keep or drop, and run the stage review again")
     return 0

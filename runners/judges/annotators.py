@@ -275,7 +275,11 @@ def _cannot(name: str, what: str) -> Refusal:
 
 
 class Human:
-    """People, through sheets that `srgym judge label` writes and reads (see `sheets.py`); asks nobody by itself."""
+    """People, through sheets that `srgym judge label` writes and reads (see `sheets.py`), not when they are asked.
+
+    Args:
+        repeated: share of the items that they are asked twice.
+    """
 
     name, repeats, asks = "human", False, Scored.asks
 
@@ -283,8 +287,17 @@ class Human:
         check_arguments(Human.__init__, {"repeated": repeated}, "human.")
         self.repeated = repeated
 
+    def rate(self, view: View, places: Sequence[int], sample: int) -> list[float | None]:
+        return [None for _ in places]
 
-ANNOTATORS: Mapping[str, Callable[..., Any]] = {
+    def compare(self, view: View, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
+        return [None for _ in pairs]
+
+    def describe(self, view: View, places: Sequence[int]) -> list[Described | None]:
+        raise _cannot(self.name, "describe")
+
+
+ANNOTATORS: Mapping[str, Callable[..., Annotator]] = {
     "served": Served,
     "compact": Compact,
     "gt": partial(Scored, {"name": "ssimulacra2"}, name="gt", range=(-80.0, 100.0)),
@@ -295,7 +308,7 @@ ANNOTATORS: Mapping[str, Callable[..., Any]] = {
 """By name; `gt` is SSIMULACRA 2 against the truth, `reward:NAME` (or `pyiqa:NAME`) any registered reward."""
 
 
-def make_annotator(spec: Any) -> Any:
+def make_annotator(spec: Any) -> Annotator:
     """An annotator by name, `reward:NAME`, or `{"annotator": NAME, **options}`.
 
     Raises:

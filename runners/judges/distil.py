@@ -44,7 +44,7 @@ class DistilSettings:
     """How a judge is distilled.
 
     Attributes:
-        policy: whose samples the student must tell apart, as a policy section; {}: the compact one. samples: K each.
+        policy: whose samples the student must tell apart, as a policy section; {}: the compact one. samples: K of each.
         sampler_steps: of the policy.
         validation: split that the student is measured on; its training is on `split`.
         repeats, temperature: a judge that samples is asked so often about every image; its mean teaches, and the spread

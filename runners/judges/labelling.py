@@ -188,7 +188,7 @@ def annotate(
         annotator, log = annotators.of(group)
         asked = _questions(stage, group, annotator, settings.samples)
         missing = [own for own in asked if own.key not in log]
-        if missing and not isinstance(annotator, Human):
+        if missing and annotator not in people:
             answers = dict(zip((own.key for own in missing), _answers(stage, group, annotator, missing), strict=True))
             known = {key: answer for key, answer in answers.items() if answer is not None}
             about = {own.key: _about(group, own) for own in missing}
@@ -220,9 +220,10 @@ def _sheet(
         for own in _questions(stage, group, who, 1)
         if stage == "anchor" or own.places[0] < own.places[1]  # people are shown one order, drawn
     }
-    pictures = {key: [group.view.large, *(group.view.image(i) for i in own.places)] for key, (group, own) in items.items()
-                if key not in log and not sheet.exists}  # fmt: skip
-    sheet.write(stage, pictures, who.repeated, settings.seed)
+    if not sheet.exists:
+        new = {key: item for key, item in items.items() if key not in log}
+        pictures = {key: [g.view.large, *(g.view.image(i) for i in own.places)] for key, (g, own) in new.items()}
+        sheet.write(stage, pictures, who.repeated, settings.seed)
     filled = {key: answer for key, answer in sheet.read().items() if key in items and key not in log}
     about = {key: _about(*items[key]) for key in filled}
     log.add(filled, about)
@@ -239,9 +240,9 @@ def _sheet(
 def label(made: JudgeSet, settings: LabelSettings) -> pd.DataFrame:
     """Labels of all candidates whose answers are there, a row each, as `labels.parquet` holds them.
 
-    Columns: group, split, kind, method, sample, sha256; q_lr and anchor, as the anchor says; rank r in [0, 1]; alpha, beta
-    and flag of the group's calibration; quality in [1, 5]; fidelity in [0, 1], NaN of a real input; outcomes, against
-    each candidate of the group; description and its verdict; kept, whether the review lets it stand.
+    Columns: group, split, kind, method, sample, sha256; q_lr and anchor, as the anchor says; rank r in [0, 1]; alpha,
+    beta and flag of the group's calibration; quality in [1, 5]; fidelity in [0, 1], NaN of a real input; outcomes,
+    against each candidate of the group; description and its verdict; kept, whether the review lets it stand.
 
     Raises:
         Unanswered: where ratings or comparisons are missing, saying how many.

@@ -19,7 +19,8 @@ _FLAT = 2.0  # grey levels: a picture without any contrast looks like every othe
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A picture's SHA-256, and a perceptual hash: which of its 63 slowest waves are above their median, what scaling and JPEG leave alone.
+    """A picture's SHA-256, and a perceptual hash: which of its 63 slowest waves are above their median, which scaling
+    and JPEG leave alone.
 
     Attributes:
         bits: None of a picture that is flat.

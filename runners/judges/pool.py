@@ -61,7 +61,7 @@ class PoolSettings:
     @property
     def counts(self) -> dict[tuple[str, str], int]:
         """Inputs by split and kind, of which there are any."""
-        counts = {}
+        counts: dict[tuple[str, str], int] = {}
         for split in SPLITS:
             total = int(getattr(self, split))
             real = round(total * self.share_real)

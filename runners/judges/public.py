@@ -76,8 +76,8 @@ def _labels(group: ImportedGroup) -> Iterator[dict[str, Any]]:
         yield {
             "group": group.name, "split": group.split, "kind": group.kind, "method": method, "sample": 0, "sha256": "",
             "q_lr": math.nan, "anchor": scores[i], "rank": float(rank[i]), "alpha": math.nan, "beta": math.nan,
-            "flag": _SEEN, "quality": scores[i], "fidelity": math.nan, "outcomes": outcome[i].tolist(), "description": "",
-            "verdict": math.nan, "kept": True,
+            "flag": _SEEN, "quality": scores[i], "fidelity": math.nan, "outcomes": outcome[i].tolist(),
+            "description": "", "verdict": math.nan, "kept": True,
         }  # fmt: skip
 
 

@@ -53,7 +53,9 @@ def read_material(folder: str | Path, split: str, limit: int | None = None) -> M
     labels = pd.read_parquet(path)
     labels = labels[(labels["split"] == split) & labels["kept"]]
     known = {(row.group, row.method, int(row.sample)): i for i, row in enumerate(labels.itertuples())}
-    groups, inputs, candidates = [], [], []
+    groups: list[Group] = []
+    inputs: list[Input] = []
+    candidates: list[list[Candidate]] = []
     for own in made.inputs:
         all_of = made.of_group(own.group)
         kept = [i for i, c in enumerate(all_of) if (c.group, c.method, c.sample) in known]

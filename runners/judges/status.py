@@ -8,7 +8,6 @@ import pandas as pd
 
 from srgym.runners.judges.answers import AnswerLog
 from srgym.runners.judges.judge_set import SPLITS, JudgeSet
-from srgym.runners.judges.leakage import BENCHMARKS, shared
 from srgym.runners.judges.sheets import Sheet
 
 __all__ = ["status"]
@@ -31,10 +30,6 @@ def status(made: JudgeSet) -> Iterator[str]:
         if twice:
             yield f"sheet {folder.name}: people agree with themselves on {alike} of {twice} items asked twice"
     yield from _labels(made.folder / "labels.parquet")
-    for benchmark in BENCHMARKS:
-        both = shared(made.about["methods"], benchmark)
-        if both:
-            yield f"beware: {', '.join(both)} of this pool are among {benchmark}'s methods, which a judge of it has seen"
 
 
 def _labels(path: Path) -> Iterator[str]:

@@ -55,7 +55,8 @@ def made(tmp_path):
     lr = [torch.rand(3, 8, 8, generator=g) for _ in range(2)]
     hr = torch.rand(3, 32, 32, generator=g)
     own.add_inputs("0", [
-        NewInput("first", "train", "synthetic", to_png(lr[0]), to_png(hr)), NewInput("second", "train", "real", to_png(lr[1])),
+        NewInput("first", "train", "synthetic", to_png(lr[0]), to_png(hr)),
+        NewInput("second", "train", "real", to_png(lr[1])),
     ])  # fmt: skip
     bright = {"a": 0.5, "b": 0.2, "c": 0.8, "d": 0.35}
     own.add_candidates("0", [
@@ -123,7 +124,8 @@ def test_nobody_is_asked_twice_and_a_torn_line_is_asked_again(made, ranked):
 def test_other_questions_are_other_answers():
     keys = {
         answer_key(["x", "y"], "p", "who"), answer_key(["y", "x"], "p", "who"), answer_key(["x", "y"], "q", "who"),
-        answer_key(["x", "y"], "p", "other"), answer_key(["x", "y"], "p", "who", "order"), answer_key(["x", "y"], "p", "who", "", 1),
+        answer_key(["x", "y"], "p", "other"), answer_key(["x", "y"], "p", "who", "order"),
+        answer_key(["x", "y"], "p", "who", "", 1),
     }  # fmt: skip
     assert len(keys) == 6
 
