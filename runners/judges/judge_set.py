@@ -210,7 +210,17 @@ class JudgeSet:
             names[row.group] += 1
             seen.append((row.group, row.split, print_))
             record = None if row.degradation is None else json.dumps(row.degradation, sort_keys=True)
-            values = (row.group, row.split, row.kind, row.picture or row.group, record, print_.sha256, print_.as_text(), row.lr, row.hr)
+            values = (
+                row.group,
+                row.split,
+                row.kind,
+                row.picture or row.group,
+                record,
+                print_.sha256,
+                print_.as_text(),
+                row.lr,
+                row.hr,
+            )
             for name, value in zip(columns, values, strict=True):
                 columns[name].append(value)
         self._write("inputs", part, columns, ("lr", "hr"))
