@@ -50,7 +50,8 @@ def config(tmp_path_factory):
     path.write_text(
         "train: {model: tiny, steps: 2, batch: 2, microbatch: 2, lr: 0.002, max_pixels: 1024}\n"
         "evaluate: {engine: {engine: transformers, device: cpu}}\n"
-        "distil: {samples: 3, sampler_steps: 1, steps: 1, groups_per_step: 1, engine: {engine: transformers, device: cpu}}\n"
+        "distil: {samples: 3, sampler_steps: 1, steps: 1, groups_per_step: 1,"
+        " engine: {engine: transformers, device: cpu}}\n"
     )
     return f"config={path}"
 
@@ -105,3 +106,12 @@ def test_what_is_typed_wrong_is_refused_with_what_would_be_right(words, message,
     assert main(["judge", *map(typed, words)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_of_a_verb_tells_what_its_settings_mean(capsys):
+    assert main(["judge", "train", "--help"]) == 0
+    told = capsys.readouterr().out
+    for said in ("max_pixels: of an image", "ranking.KEY=VALUE: Ranking GRPO", "lora.KEY=VALUE"):
+        assert said in told
+    assert main(["judge", "--help"]) == 0
+    assert "srgym judge status   SET" in capsys.readouterr().out
