@@ -84,23 +84,24 @@ def evaluate(
     rated = {
         label: rate(rater, material, folder / "ratings" / f"{_file(label)}.jsonl") for label, rater in raters.items()
     }
+    pictures = {group.name: group.picture or group.name for group in material.groups}
     scores = {label: _totals(material, own) for label, own in rated.items()}
     base, own = scores[name], rated[name]
     fixed = {_MEAN: method_mean(truth), _HELD_OUT: method_mean(truth, held_out=True)}
     result: dict[str, Any] = {
         "judge": name, "on": dict(material.about), "groups": len(truth), "subsets": subsets,
-        "accuracy": {label: _by_subset(truth, said, subsets) for label, said in {**scores, **fixed}.items()},
+        "accuracy": {label: _by_subset(truth, said, subsets, pictures) for label, said in {**scores, **fixed}.items()},
         "original_best": {s: list(original_best(truth, s)) for s in subsets} if _original(truth) else None,
         "difference": {
-            label: {s: _bounds(difference(truth, base, said, s)) for s in subsets}
+            label: {s: _bounds(difference(truth, base, said, s, pictures)) for s in subsets}
             for label, said in {**scores, **fixed}.items() if label != name
         },
         "by_gap": by_gap(truth, base), "left_out": leave_method_out(truth, base),
-        "by_kind": _by_kind(material, truth, base), "conflict": _conflict(material, own),
+        "by_kind": _by_kind(material, truth, base, pictures), "conflict": _conflict(material, own),
         "flips": _mean(own, "flips"), "unread": _mean(own, "unread"),
     }  # fmt: skip
     if ablation:
-        result["ablation"] = _ablation(truth, own, base, scores.get(uncalibrated or ""), material, subsets)
+        result["ablation"] = _ablation(truth, own, base, scores.get(uncalibrated or ""), material, subsets, pictures)
     write_json(folder / "evaluation.json", result)
     return result
 
@@ -128,17 +129,17 @@ def _figures(found: Accuracy) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_subset(truth: Scores, said: Scores, subsets: Sequence[str]) -> dict[str, Any]:
-    return {subset: _figures(accuracy(truth, said, subset)) for subset in subsets}
+def _by_subset(truth: Scores, said: Scores, subsets: Sequence[str], pictures: Mapping[str, str]) -> dict[str, Any]:
+    return {subset: _figures(accuracy(truth, said, subset, pictures)) for subset in subsets}
 
 
-def _by_kind(material: Material, truth: Scores, said: Scores) -> dict[str, Any]:
+def _by_kind(material: Material, truth: Scores, said: Scores, pictures: Mapping[str, str]) -> dict[str, Any]:
     """Accuracy on inputs that were made of a picture, and on real ones."""
     found = {}
     for kind in dict.fromkeys(group.kind for group in material.groups):
         own = {group.name: truth[group.name] for group in material.groups if group.kind == kind}
         if pairs_in(own, "All"):
-            found[kind] = _figures(accuracy(own, said))
+            found[kind] = _figures(accuracy(own, said, pictures=pictures))
     return found
 
 
@@ -161,7 +162,7 @@ def _mean(rated: Mapping[str, Rated], part: str) -> float | None:
 
 def _ablation(
     truth: Scores, rated: Mapping[str, Rated], base: Scores, uncalibrated: Scores | None, material: Material,
-    subsets: Sequence[str],
+    subsets: Sequence[str], pictures: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The forms of the reward (OARS, table 3) on the same answers; without calibration, of another judge."""
     if not all({"fidelity", "q_lr", "q_sr"} <= set(own) for own in rated.values()):
@@ -181,8 +182,8 @@ def _ablation(
         rows["without calibration"] = uncalibrated
     return {
         label: {
-            "accuracy": _by_subset(truth, said, subsets),
-            "difference": {s: _bounds(difference(truth, said, base, s)) for s in subsets},
+            "accuracy": _by_subset(truth, said, subsets, pictures),
+            "difference": {s: _bounds(difference(truth, said, base, s, pictures)) for s in subsets},
         }
         for label, said in rows.items()
     }

@@ -1,7 +1,7 @@
 """A judge's data on disk (COMPASS-20K's kind): inputs, the candidates that methods made of them, answers, labels.
 
     SET/set.json                          schema, settings, what the methods are
-    SET/inputs/part-*.parquet             group, split, kind, lr and hr (PNG bytes), degradation, sha256, phash
+    SET/inputs/part-*.parquet             group, split, kind, picture, lr and hr (PNG bytes), degradation, sha256, phash
     SET/candidates/part-*.parquet         group, method, version, sample, sr (PNG bytes), sha256
     SET/answers/STAGE.ANNOTATOR.jsonl     append-only (see `answers.py`)
     SET/labels.parquet                    what the answers came to (see `labelling.py`)
@@ -36,7 +36,7 @@ __all__ = ["SPLITS", "Candidate", "Input", "JudgeSet", "NewCandidate", "NewInput
 
 SPLITS = ("train", "validation", "test")
 _SCHEMA = 1
-_INPUT = ("group", "split", "kind", "degradation", "sha256", "phash")
+_INPUT = ("group", "split", "kind", "picture", "degradation", "sha256", "phash")
 _CANDIDATE = ("group", "method", "version", "sample", "sha256")
 
 
@@ -48,6 +48,7 @@ class NewInput:
         group: its name, the same for all that is made of it. kind: "synthetic" where LR was made of `hr`, "real" where
             it is as it was met. lr, hr: PNG files; `lr` is None where only the candidates are known.
         degradation: the record of how LR was made.
+        picture: what it is a piece of, the same for all pieces, which are no independent sample; "" for itself.
     """
 
     group: str
@@ -56,6 +57,7 @@ class NewInput:
     lr: bytes | None
     hr: bytes | None = None
     degradation: Mapping[str, Any] | None = None
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Input:
     group: str
     split: str
     kind: str
+    picture: str
     degradation: str | None
     sha256: str
     phash: str
@@ -207,7 +210,17 @@ class JudgeSet:
             names[row.group] += 1
             seen.append((row.group, row.split, print_))
             record = None if row.degradation is None else json.dumps(row.degradation, sort_keys=True)
-            values = (row.group, row.split, row.kind, record, print_.sha256, print_.as_text(), row.lr, row.hr)
+            values = (
+                row.group,
+                row.split,
+                row.kind,
+                row.picture or row.group,
+                record,
+                print_.sha256,
+                print_.as_text(),
+                row.lr,
+                row.hr,
+            )
             for name, value in zip(columns, values, strict=True):
                 columns[name].append(value)
         self._write("inputs", part, columns, ("lr", "hr"))

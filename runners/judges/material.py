@@ -29,6 +29,7 @@ class Group:
             where nobody says; what the comparisons came to.
         descriptions: [N], "" where there is none. verdicts: the quality that each speaks of, in [1, 5], NaN where it
             speaks of none; empty where nobody was asked.
+        picture: what the input is a piece of; "" for itself. Pieces of one picture are no independent sample.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Group:
     fidelity: tuple[float, ...] | None
     descriptions: tuple[str, ...]
     verdicts: tuple[float, ...] = ()
+    picture: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -137,12 +137,12 @@ def _input(
     source, count = sources[split, kind], settings.counts[split, kind]
     # Evenly over the source, whose samples are ordered by picture; real ones half a step on, so that they differ.
     sample = source[int((number + (0.5 if kind == "real" else 0.0)) * len(source) / count)]
-    name = _name(split, kind, number)
+    name, picture = _name(split, kind, number), sample.id.split("/")[0]
     if kind == "synthetic":
         pngs = to_png(torch.as_tensor(sample.lr)), to_png(torch.as_tensor(sample.hr))
-        return NewInput(name, split, "synthetic", *pngs, sample.degradation)
+        return NewInput(name, split, "synthetic", *pngs, sample.degradation, picture)
     met = sample.lr if sample.hr is None else sample.hr
-    return NewInput(name, split, "real", to_png(torch.as_tensor(met)))
+    return NewInput(name, split, "real", to_png(torch.as_tensor(met)), picture=picture)
 
 
 def _candidates(made: JudgeSet, method: Method, names: Sequence[str], settings: PoolSettings) -> Iterator[NewCandidate]:

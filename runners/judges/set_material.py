@@ -84,5 +84,5 @@ def _group(own: Input, rows: pd.DataFrame, kept: list[int]) -> Group:
     return Group(
         own.group, own.kind, tuple(rows["method"]), float(rows["q_lr"].iloc[0]), tuple(rows["quality"]),
         tuple(rows["anchor"]), both, tuple(rows["fidelity"]) if known else None, tuple(rows["description"]),
-        tuple(rows["verdict"]),
+        tuple(rows["verdict"]), own.picture,
     )  # fmt: skip

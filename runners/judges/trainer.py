@@ -185,6 +185,6 @@ class JsonLines(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-            if state.global_step % max(1, state.max_steps // 10) == 0:
-                told = ", ".join(f"{key} {logs[key]:.3g}" for key in _PRINTED if key in logs)
+            told = ", ".join(f"{key} {logs[key]:.3g}" for key in _PRINTED if key in logs)
+            if told and state.global_step % max(1, state.max_steps // 10) == 0:
                 print(f"step {state.global_step} of {state.max_steps}: {told}", flush=True)

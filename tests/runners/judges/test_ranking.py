@@ -115,6 +115,7 @@ def test_a_run_warms_up_ranks_and_logs_pairs_ties_and_unreadable_answers(tiny, m
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_each_of_two_processes_is_given_whole_lrs(shuffled, tiny, tmp_path):
     script, source = Path(__file__).with_name("ranked.py"), Path(__file__).parents[3] / "src"

@@ -228,6 +228,7 @@ def test_answers_are_learnt_to_the_last_digit_and_the_run_is_taken_as_it_is(tiny
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(1200)
 def test_sixteen_answers_are_exact_and_not_merely_parsed(make_material, tmp_path):
     model, material = write_tiny(tmp_path / "tiny"), make_material(4, 4)
     for steps, found in ((20, range(16)), (70, (16,))):
