@@ -50,6 +50,10 @@ def test_every_part_is_there_with_every_key_and_its_meaning(pages, group):
             assert all(row[2] and not row[2].lower().startswith("see ") for row in held), f"{group} '{name}': {key}"
 
 
+def test_what_comes_with_every_call_is_no_setting(pages):
+    assert "No settings." in section(pages["rewards"], "psnr_y")
+
+
 def test_every_other_setting_is_there_with_its_meaning(pages):
     shown = {row[0].strip("`"): row for row in rows(pages["settings"]) if len(row) == 3}
     wanted = {f"runner.{key}" for key in parameters(RunnerSettings)[0]}

@@ -16,7 +16,7 @@ from srgym.settings import leaves, parameters
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
-_SEE = re.compile(r"[Ss]ee `(?:srgym\.)?([\w.]+)`|[Aa]s `?(\w+)`? has")
+_SEE = re.compile(r"[Ss]ee `(?:srgym\.)?([\w.]+)`")
 
 
 def described(maker: Callable[..., Any]) -> dict[str, str]:
@@ -41,16 +41,15 @@ def meaning(maker: Callable[..., Any], name: str) -> str:
     """What a parameter means, by the nearest class that says it; "see `Other`" is followed. "" where nobody does."""
     referred = ""
     for kind in maker.__mro__[:-1] if isinstance(maker, type) else (maker,):
-        for source in (kind, getattr(kind, "__init__", kind)):
-            said = described(source).get(name, "") if inspect.getdoc(source) else ""
-            pointer = _SEE.match(said)
-            target = _named(pointer.group(1) or "", kind) if pointer else None
-            followed = meaning(target, name) if target is not None and target is not maker else ""
-            if followed:
-                return followed
-            if said and not pointer:
-                return said
-            referred = referred or said
+        said = described(kind).get(name, "")
+        pointer = _SEE.match(said)
+        if said and pointer is None:
+            return said
+        target = _named(pointer.group(1), kind) if pointer else None
+        followed = meaning(target, name) if target is not None and target is not maker else ""
+        if followed:
+            return followed
+        referred = referred or said
     return referred
 
 
@@ -69,23 +68,18 @@ def comments(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     above: list[str] = []
-    last = ""
     for line in path.read_text(encoding="utf-8").splitlines()[_header(path) :]:
         key = re.match(r"^( *)([\w]+):", line)
         beside = re.search(r"\s# (.*)$", line)
         if key is None:
             own = re.match(r"^ *# (.*)$", line)
-            if own and last and found.get(last) and len(line) - len(line.lstrip()) > 20:
-                found[last] += f" {own.group(1)}"  # a comment that goes on beside the next line
-            else:
-                above = [*above, own.group(1)] if own else []
+            above = [*above, own.group(1)] if own else []
             continue
         depth = len(key.group(1))
         parents = [(d, name) for d, name in parents if d < depth]
-        last = ".".join([*(name for _, name in parents), key.group(2)])
         said = beside.group(1) if beside else " ".join(above)
         if said:
-            found[last] = said
+            found[".".join([*(name for _, name in parents), key.group(2)])] = said
         parents.append((depth, key.group(2)))
         above = []
     return found

@@ -70,8 +70,10 @@ def settings_of(group: str, name: str) -> list[tuple[str, Any, str]]:
     filed = dict(yaml_keys(path)) if path.is_file() else {}
     beside = comments(path) if path.is_file() else {}
     rows = []
-    taken = {key: p.default for key, p in parameters(maker)[0].items() if key not in PARTS[group].supplied}
-    for key, default in (PARTS[group].options(maker) or taken).items():
+    known = PARTS[group].options(maker)
+    if known is None:  # it takes others, too, which nothing says
+        known = {key: p.default for key, p in parameters(maker)[0].items() if key not in PARTS[group].supplied}
+    for key, default in known.items():
         text = meaning(maker, key)
         if not text or text.lower().startswith("see "):
             text = beside.get(key, text)
