@@ -102,7 +102,7 @@ class Served:
     def __init__(self, engine: Any = "http://127.0.0.1:8001", name: str = "served", temperature: float = 0.7) -> None:
         self.engine: Engine = make_engine(engine, model="judge")
         self.name, self.temperature = name, temperature
-        self.asks = {"anchor": _RATE, "compare": COMPARE, "describe": _DESCRIBE}
+        self.asks: Mapping[str, str] = {"anchor": _RATE, "compare": COMPARE, "describe": _DESCRIBE}
 
     def rate(self, view: View, places: Sequence[int], sample: int) -> list[float | None]:
         files = encode_images(torch.stack([view.image(place) for place in places]))
