@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[variable] = "1"  # processes that are started see it, too
     command = import_module(f"srgym.runners.commands.{name}")
     if any(flag in rest for flag in ("-h", "--help")):
-        print(command.__doc__)
+        print(command.usage(rest) if hasattr(command, "usage") else command.__doc__)
         return 0
     return _run(command.run, rest)
 

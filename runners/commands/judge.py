@@ -16,13 +16,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
 from srgym.errors import MissingFile, Refusal
 
-__all__ = ["positions", "read_settings", "run"]
+__all__ = ["positions", "read_settings", "run", "usage"]
 
+_KINDS = {
+    "pool": "pool:PoolSettings", "label": "labelling:LabelSettings", "train": "trainer:TrainSettings",
+    "evaluate": "evaluate:EvaluateSettings", "distil": "distil:DistilSettings",
+}  # fmt: skip
 _VERBS = ("pool", "import", "label", "train", "evaluate", "distil", "status")
 
 
@@ -33,6 +39,21 @@ def run(arguments: list[str]) -> int:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise Refusal(f"srgym judge expects one of {', '.join(_VERBS)}, got '{verb}'{hint}")
     return _RUN[verb](rest)
+
+
+def usage(arguments: list[str]) -> str:
+    """What `--help` prints: of a verb, what its settings mean."""
+    verb = next((word for word in arguments if word in _KINDS), None)
+    if verb is None:
+        return __doc__ or ""
+    module, name = _KINDS[verb].split(":")
+    kind = getattr(import_module(f"srgym.runners.judges.{module}"), name)
+    told = [f"srgym judge {verb}\n", cleandoc(kind.__doc__)]
+    for own in fields(kind):
+        part = None if own.default_factory is MISSING else own.default_factory()
+        if is_dataclass(part):
+            told.append(f"\n{own.name}.KEY=VALUE: {cleandoc(type(part).__doc__ or '')}")
+    return "\n".join(told)
 
 
 # Settings

@@ -17,19 +17,19 @@ METHODS = ("one", "two", "three")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A labelled set: four inputs to learn from, two to be measured on, three candidates each."""
+    """A labelled set: two inputs to learn from, two to be measured on, three candidates each, of 32 pixels."""
     folder = tmp_path_factory.mktemp("judged") / "set"
     held = JudgeSet.create(folder, {}, dict.fromkeys(METHODS, "1"))
     g, rows = torch.Generator().manual_seed(0), []
-    for split, count in (("train", 4), ("test", 2)):
+    for split, count in (("train", 2), ("test", 2)):
         inputs, candidates = [], []
         for i in range(count):
-            name, lr = f"{split}{i}/0", to_png(torch.rand(3, 16, 16, generator=g))
-            hr = to_png(torch.rand(3, 64, 64, generator=g)) if i % 2 == 0 else None
+            name, lr = f"{split}{i}/0", to_png(torch.rand(3, 8, 8, generator=g))
+            hr = to_png(torch.rand(3, 32, 32, generator=g)) if i % 2 == 0 else None
             inputs.append(NewInput(name, split, "synthetic" if hr else "real", lr, hr))
             for j, method in enumerate(METHODS):
                 coarse = torch.rand(1, 3, 4, 4, generator=g)
-                sr = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")[0]
+                sr = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")[0]
                 candidates.append(NewCandidate(name, method, "1", 0, to_png(sr)))
                 outcomes = [0.5 if k == j else float(j > k) for k in range(3)]
                 rows.append({
@@ -48,9 +48,10 @@ def config(tmp_path_factory):
     """A configuration of a few seconds."""
     path = tmp_path_factory.mktemp("config") / "seconds.yaml"
     path.write_text(
-        "train: {model: tiny, steps: 3, batch: 4, microbatch: 4, lr: 0.002, max_pixels: 4096}\n"
+        "train: {model: tiny, steps: 2, batch: 2, microbatch: 2, lr: 0.002, max_pixels: 1024}\n"
         "evaluate: {engine: {engine: transformers, device: cpu}}\n"
-        "distil: {samples: 3, sampler_steps: 1, steps: 2, engine: {engine: transformers, device: cpu}}\n"
+        "distil: {samples: 3, sampler_steps: 1, steps: 1, groups_per_step: 1,"
+        " engine: {engine: transformers, device: cpu}}\n"
     )
     return f"config={path}"
 
@@ -105,3 +106,12 @@ def test_what_is_typed_wrong_is_refused_with_what_would_be_right(words, message,
     assert main(["judge", *map(typed, words)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_of_a_verb_tells_what_its_settings_mean(capsys):
+    assert main(["judge", "train", "--help"]) == 0
+    told = capsys.readouterr().out
+    for said in ("max_pixels: of an image", "ranking.KEY=VALUE: Ranking GRPO", "lora.KEY=VALUE"):
+        assert said in told
+    assert main(["judge", "--help"]) == 0
+    assert "srgym judge status   SET" in capsys.readouterr().out
