@@ -53,14 +53,15 @@ def test_a_policy_draws_the_same_whatever_else_there_is(lr):
 def test_a_saved_policy_runs_under_its_average(lr, tmp_path):
     policy = policies.make("compact")
     policy.add_adapters(rank=2)
+    torch.manual_seed(0)
     for name, p in policy.core.named_parameters():
         if ".ema." in name:
-            torch.nn.init.normal_(p, std=0.2)
+            torch.nn.init.normal_(p, std=0.02)
     policy.save(tmp_path / "mine")
     plain, learnt = make_methods(["policy:compact", f"policy:{tmp_path / 'mine'}"])
     assert learnt.name == "mine" and learnt.version != plain.version
     own = made(learnt, {"a": lr["a"]})["a", 0]
-    assert not torch.equal(own, made(plain, {"a": lr["a"]})["a", 0])
+    assert own.isfinite().all() and not torch.equal(own, made(plain, {"a": lr["a"]})["a", 0])
     index = int.from_bytes(sha256(b"a").digest()[:7], "big")
     seed = int(derive_seeds(0, 0, torch.tensor([index]), stream="pool"))
     assert torch.allclose(own, policy.predict(lr["a"][None], steps=6, seed=seed, adapter="ema")[0], atol=1e-5)
