@@ -6,11 +6,12 @@ all pairs of a group are compared, and a linear map puts the ranking on the anch
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from srgym.errors import Refusal
+from srgym.errors import MissingFile, Refusal
 
 __all__ = [
     "MOST_INVERTED", "Calibration", "bradley_terry", "calibrate", "calibrate_groups", "median_slope", "min_max",
@@ -96,7 +97,14 @@ def bradley_terry(outcome: Tensor, alpha: float = 0.1) -> Tensor:
     Args:
         outcome: NaN where two weren't compared; 0.5 counts as half a win of either.
         alpha: of the regularisation, above 0: without it a candidate that never loses has no finite strength.
+
+    Raises:
+        MissingFile: without the package choix.
     """
+    if find_spec("choix") is None:
+        raise MissingFile(
+            'ranking incomplete comparisons needs choix, which isn\'t installed: pip install "srgym[judge]"'
+        )
     import choix
 
     n = len(outcome)

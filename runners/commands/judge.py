@@ -169,6 +169,7 @@ def _import(arguments: list[str]) -> int:
     if own["out"] is None:
         raise Refusal("srgym judge import expects out=SET: where the set goes")
     print("\n".join(status(import_set(layout, folder, own["out"], _tell))))
+    print(f"{layout}: for non-commercial use, under its own terms, which hold for this copy too")
     return 0
 
 

@@ -74,7 +74,7 @@ def evaluate(arguments: list[str]) -> int:
     from srgym.runners.judges.exported import read_judge, write_scores
     from srgym.runners.judges.rating import Rater, rater_of, reward_rater
     from srgym.runners.judges.report import report, write_evaluation
-    from srgym.runners.judges.set_material import read_material
+    from srgym.runners.judges.set_material import methods_of, read_material
 
     command = _command("evaluate", arguments)
     instead = any(argument.startswith("reward=") for argument in arguments)
@@ -88,11 +88,13 @@ def evaluate(arguments: list[str]) -> int:
         raise Refusal("srgym judge evaluate reward=NAME expects out=FOLDER: where what it finds goes")
     material = read_material(own["on"], settings.split, settings.limit)
     raters: dict[str, Rater] = {}
+    learnt: list[str] = []
     if run is None:
         name = _named(own["reward"])
         raters[name] = reward_rater(_reward(own["reward"]))
     else:
-        recipe = read_judge(run)["recipe"]
+        record = read_judge(run)
+        recipe, learnt = record["recipe"], methods_of(record["data"])
         name = f"{recipe} ({run.name})"
         raters[name] = rater_of(recipe, _engine(settings.engine, run))
     raters |= {_named(other): reward_rater(_reward(other)) for other in settings.against}
@@ -104,7 +106,7 @@ def evaluate(arguments: list[str]) -> int:
         plain = f"without calibration ({other.name})"
         raters[plain] = rater_of("compass", _engine(settings.engine, other))
     folder = Path(own["out"]) if run is None or own["out"] else run / "evaluation" / material.about["name"]
-    result = measure(name, raters, material, folder, ablation=settings.table == 3, uncalibrated=plain)
+    result = measure(name, raters, material, folder, ablation=settings.table == 3, uncalibrated=plain, learnt=learnt)
     page = write_evaluation(result, folder, command)
     _print(result)
     if run is not None:

@@ -7,6 +7,7 @@ None sees which method made a candidate.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -72,8 +73,8 @@ class Annotator(Protocol):
     """Answers about a group; None where there is no usable answer.
 
     Attributes:
-        name: what its answers are filed under. asks: what it is asked in a stage ("" of measurements): a change of the
-            question is a new question. repeats: whether an answer differs from time to time.
+        name: what its answers are filed under. asks: what it is asked in a stage, or what else its answer depends on: a
+            change of it is a new question. repeats: whether an answer differs from time to time.
     """
 
     name: str
@@ -157,7 +158,6 @@ class Scored:
     """
 
     repeats = False
-    asks: Mapping[str, str] = {"anchor": "", "compare": "", "describe": ""}
 
     def __init__(
         self, reward: Any, name: str | None = None, range: Sequence[float] | None = None, tie: float = 0.1
@@ -171,6 +171,7 @@ class Scored:
                 "with range=[low, high]"
             )
         self.low, self.high = low, high
+        self.asks: Mapping[str, str] = {"anchor": f"1 at {low:g}, 5 at {high:g}", "compare": f"ties within {tie:g}"}
 
     def _scores(self, view: View, images: Tensor) -> Tensor:
         truth = None if view.hr is None else view.hr.expand_as(images)
@@ -197,10 +198,10 @@ class Compact:
     """
 
     repeats = False
-    asks = Scored.asks
 
     def __init__(self, scorer: Any = "compact", name: str = "compact", tie: float = 0.1) -> None:
         self.scorer, self.name, self.tie = make_scorer(scorer), name, tie
+        self.asks: Mapping[str, str] = {"compare": f"ties within {tie:g}"}
 
     @torch.no_grad()
     def _rated(self, view: View) -> tuple[float, Tensor]:
@@ -224,7 +225,8 @@ class Compact:
 class Statistics:
     """Sentences about what can be measured between the enlarged input and a candidate; rates and compares nothing."""
 
-    name, repeats, asks = "statistics", False, Scored.asks
+    name, repeats = "statistics", False
+    asks: Mapping[str, str] = MappingProxyType({})
 
     def rate(self, view: View, places: Sequence[int], sample: int) -> list[float | None]:
         raise _cannot(self.name, "rate")
@@ -282,7 +284,8 @@ class Human:
         repeated: share of the items that they are asked twice.
     """
 
-    name, repeats, asks = "human", False, Scored.asks
+    name, repeats = "human", False
+    asks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, repeated: float = 0.1) -> None:
         check_arguments(Human.__init__, {"repeated": repeated}, "human.")

@@ -9,13 +9,34 @@ from typing import Any
 
 from srgym.errors import Refusal
 
-__all__ = ["AnswerLog", "answer_key"]
+__all__ = ["AnswerLog", "answer_key", "read_answers"]
 
 
 def answer_key(images: Iterable[str], prompt: str, annotator: str, order: str = "", sample: int = 0) -> str:
     """What an answer is known by: the hashes of its images, what was asked, who was, in which order, which time."""
     told = json.dumps([list(images), prompt, annotator, order, sample])
     return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The answers in a file of JSON lines, each with its `key`, `answer` and what was told about it.
+
+    A last line without its end is left out: its process was stopped, or is writing it.
+
+    Raises:
+        Refusal: for a line that is no answer.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            row["key"], row["answer"]
+        except (ValueError, KeyError, TypeError) as error:
+            shown = line.decode(errors="replace")
+            raise Refusal(f"{path}, line {number}: expected an answer, got {shown!r:.60}") from error
+        rows.append(row)
+    return rows
 
 
 class AnswerLog:
@@ -30,20 +51,12 @@ class AnswerLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, Any] = {row["key"]: row["answer"] for row in read_answers(path)}
         if not path.is_file():
             return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), 1):
-            try:
-                row = json.loads(line)
-                self._known[row["key"]] = row["answer"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise Refusal(f"{path}, line {number}: expected an answer, got {line!r:.60}") from error
+        with path.open("r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known

@@ -24,6 +24,7 @@ from srgym.runners.judges.benchmark import (
     original_best,
     pairs_in,
 )
+from srgym.runners.judges.leakage import shared_methods
 from srgym.runners.judges.material import Material
 from srgym.runners.judges.rating import Rated, Rater, rate, truths
 from srgym.runners.measure.statistics import Interval
@@ -61,7 +62,7 @@ class EvaluateSettings:
 
 def evaluate(
     name: str, raters: Mapping[str, Rater], material: Material, folder: Path, *, ablation: bool = False,
-    uncalibrated: str | None = None,
+    uncalibrated: str | None = None, learnt: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Ask, measure and write `folder`/evaluation.json; answers are kept in `folder`/ratings, and not asked for again.
 
@@ -69,6 +70,7 @@ def evaluate(
         name: of the judge, one of the raters; the others are compared with it.
         ablation: put the reward's forms beside each other (table 3), of a judge that gives F and Q.
         uncalibrated: the rater that learnt from the anchor's labels.
+        learnt: the methods whose candidates the judge was trained on.
 
     Returns:
         What is written: accuracies by subset, of baselines and of the others, differences on the same pairs, and where
@@ -98,12 +100,17 @@ def evaluate(
         },
         "by_gap": by_gap(truth, base), "left_out": leave_method_out(truth, base),
         "by_kind": _by_kind(material, truth, base, pictures), "conflict": _conflict(material, own),
-        "flips": _mean(own, "flips"), "unread": _mean(own, "unread"),
+        "flips": _mean(own, "flips"), "unread": _mean(own, "unread"), "methods": _methods(material),
+        "shared": shared_methods(learnt, _methods(material)),
     }  # fmt: skip
     if ablation:
         result["ablation"] = _ablation(truth, own, base, scores.get(uncalibrated or ""), material, subsets, pictures)
     write_json(folder / "evaluation.json", result)
     return result
+
+
+def _methods(material: Material) -> list[str]:
+    return list(dict.fromkeys(method for group in material.groups for method in group.methods if method != ORIGINAL))
 
 
 def _file(label: str) -> str:

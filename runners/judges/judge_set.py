@@ -1,6 +1,6 @@
 """A judge's data on disk (COMPASS-20K's kind): inputs, the candidates that methods made of them, answers, labels.
 
-    SET/set.json                          schema, settings, what the methods are
+    SET/set.json                          schema, settings, what the methods are, hashes of prompts
     SET/inputs/part-*.parquet             group, split, kind, picture, lr and hr (PNG bytes), degradation, sha256, phash
     SET/candidates/part-*.parquet         group, method, version, sample, sr (PNG bytes), sha256
     SET/answers/STAGE.ANNOTATOR.jsonl     append-only (see `answers.py`)
@@ -142,6 +142,13 @@ class JudgeSet:
                     f"{after.get(other)!r}; name another folder, or say what was said then"
                 )
         return made
+
+    def note(self, part: str, values: Mapping[str, str]) -> None:
+        """Add to what `set.json` says besides, such as the hashes of prompts."""
+        known = {**self.about.get(part, {}), **values}
+        if known != self.about.get(part, {}):
+            self.about = {**self.about, part: dict(sorted(known.items()))}
+            write_json(self.folder / "set.json", self.about)
 
     # What is in it
 

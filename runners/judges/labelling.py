@@ -6,6 +6,7 @@ Every answer lies in the set before the next is asked for; labels are made of an
 asks nothing twice and gets the same bytes.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,12 +76,13 @@ class _Group:
     candidates: list[Candidate]
     made: JudgeSet = field(repr=False)
 
-    @property
-    def hashes(self) -> list[str]:
-        return [candidate.sha256 for candidate in self.candidates]
+    @cached_property
+    def lr_hash(self) -> str:
+        """Of LR, which two inputs of one HR don't share."""
+        return hashlib.sha256(self.made.lr(self.own) or b"").hexdigest()
 
     def hash_of(self, place: int) -> str:
-        return self.own.sha256 if place == LR else self.candidates[place].sha256
+        return self.lr_hash if place == LR else self.candidates[place].sha256
 
     @cached_property
     def view(self) -> View:
@@ -141,7 +143,7 @@ class _Asked:
 
 def _questions(stage: str, group: _Group, annotator: Annotator, samples: int) -> list[_Asked]:
     prompt, name, count = annotator.asks.get(stage, ""), annotator.name, len(group.candidates)
-    beside = [group.own.sha256]
+    beside = [group.lr_hash]
     if stage == "anchor":
         times = range(samples if annotator.repeats else 1)
         return [
@@ -179,6 +181,10 @@ def annotate(
         How many answers there are, and how many are missing.
     """
     annotators = _Annotators(made, stage, settings.annotator[stage])
+    made.note("prompts", {
+        f"{stage}.{own.name}": hashlib.sha256(own.asks[stage].encode()).hexdigest()
+        for own in annotators.by_kind.values() if own.asks.get(stage)
+    })  # fmt: skip
     groups = _groups(made)
     people = [own for own in annotators.by_kind.values() if isinstance(own, Human)]
     if people:

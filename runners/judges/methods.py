@@ -1,195 +1,366 @@
-"""What makes a pool's candidates: by name, `bicubic`, `ncnn:NAME`, `spandrel:FILE`, `policy:NAME`, `command:LINE`."""
+"""What makes a pool's candidates: `bicubic`, `ncnn:NAME`, `spandrel:FILE`, `policy:NAME`, `diffusers:FOLDER` and
+`command:LINE`; other packages' under the entry-point group `srgym.methods`."""
 
 import hashlib
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srgym import policies
-from srgym.envs.images import image_files, read_image, to_float
+from srgym.envs.images import SUFFIXES, read_image, to_float
 from srgym.errors import MissingFile, Refusal
 from srgym.files import to_png
 from srgym.policies import derive_seeds
-from srgym.runners.judges.ncnn_networks import NcnnNetwork, find_network
-from srgym.sealed import file_hash
+from srgym.policies.diffusers_policy import open_pipeline
+from srgym.policies.tiling import upscale
+from srgym.registry import Registry, plain, quoted
+from srgym.runners.judges import ncnn_networks
+from srgym.runners.run.build import pick_device
+from srgym.runners.run.upscaling import find_policy
+from srgym.sealed import file_hash, read_object
+from srgym.settings import Count
 
-__all__ = ["METHODS", "Method", "make_methods"]
+__all__ = ["METHODS", "Made", "Method", "make_methods"]
+
+Made = Iterator[tuple[str, int, Tensor]]
+"""Name of the input, number of the sample, SR [3, H, W] in [0, 1]."""
 
 
 class Method(Protocol):
-    """Makes super-resolutions.
+    """Makes super-resolutions of LR images. Built from `which` (what follows its kind), `scale`, and options.
 
     Attributes:
-        name: what tables call it. version: what it was made with: packages, and the SHA-256 of weights.
+        name: what tables call it. version: what made it: packages, and the first 12 digits of the weights' SHA-256.
+        samples: candidates that it makes of one input.
     """
 
     name: str
     version: str
+    samples: int
 
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
-        """LR images [3, h, w] in [0, 1] by the name of the input, to (name, which sample, SR [3, H, W] in [0, 1])."""
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        """LR images [3, h, w] in [0, 1] by the name of the input; what is made of one doesn't depend on the others."""
 
 
 class Bicubic:
     """Bicubic enlargement."""
 
-    def __init__(self, of: str, scale: int, name: str = "bicubic") -> None:
-        self.scale, self.name, self.version = scale, name, f"torch {torch.__version__.partition('+')[0]}"
+    samples = 1
 
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
-        for name, image in lr.items():
-            large = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)
-            yield name, 0, large[0].clamp(0, 1)
+    def __init__(self, which: str, *, scale: int, name: str = "bicubic") -> None:
+        if which:
+            raise Refusal(f"expected 'bicubic' alone, got 'bicubic:{which}'")
+        self.name, self.version, self._scale = name, f"torch {version('torch').partition('+')[0]}", scale
+
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        for of, image in lr.items():
+            large = F.interpolate(image[None], scale_factor=self._scale, mode="bicubic", align_corners=False)
+            yield of, 0, large[0].clamp(0, 1)
 
 
 class Ncnn:
-    """A network of the Real-ESRGAN family whose weights lie in an installed package, on the CPU."""
+    """A network of the Real-ESRGAN family whose weights lie in an installed package (see `ncnn_networks.installed`).
 
-    def __init__(self, of: str, scale: int, name: str | None = None) -> None:
-        self._network: NcnnNetwork = find_network(of, scale)
-        self.name, self.version = name or of, self._network.version
+    Args:
+        threads: of the CPU.
+    """
 
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
-        for name, image in lr.items():
-            yield name, 0, self._network(image)
+    samples = 1
+
+    def __init__(self, which: str, *, scale: int, name: str | None = None, threads: Count = 1) -> None:
+        stem = ncnn_networks.find_network(which)
+        _check_scale(f"ncnn:{which}", ncnn_networks.SCALE, scale)
+        package = ncnn_networks.NETWORKS[which].package
+        self.name = name or which
+        self.version = _version(package, "ncnn", sha256=ncnn_networks.weights_hash(stem))
+        self._network = ncnn_networks.NcnnNetwork(stem, threads)
+
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        for of, image in lr.items():
+            yield of, 0, self._network(image)
 
 
 class Spandrel:
-    """A network that the library spandrel knows by its weights: ESRGAN, SwinIR, SPAN and others, of safetensors."""
+    """A network whose architecture spandrel knows by its weights: ESRGAN, SwinIR, SPAN and others."""
 
-    def __init__(self, of: str, scale: int, name: str | None = None) -> None:
-        path = Path(of).expanduser()
+    samples = 1
+
+    def __init__(self, which: str, *, scale: int, name: str | None = None, device: str = "auto") -> None:
+        path, spec = Path(which).expanduser(), f"spandrel:{which}"
         if path.suffix != ".safetensors":
-            raise Refusal(f"spandrel:{of}: expected a file of safetensors, since others are unpickled")
+            raise Refusal(f"{spec}: expected a file of safetensors, since others are unpickled, which may run any code")
         if not path.is_file():
-            raise MissingFile(f"spandrel:{of}: expected a file, found none")
-        spandrel = _needed("spandrel", "spandrel")
-        loaded = spandrel.ModelLoader().load_from_file(path)
-        if loaded.scale != scale or loaded.input_channels != 3 or loaded.output_channels != 3:
-            raise Refusal(
-                f"spandrel:{of}: expected one that enlarges RGB {scale} times, got {loaded.input_channels} to "
-                f"{loaded.output_channels} channels and {loaded.scale} times"
-            )
-        self._network = loaded.eval()
-        self.name = name or path.stem
-        self.version = f"{loaded.architecture.name}, spandrel {version('spandrel')}, sha256 {file_hash(path)[:12]}"
+            raise MissingFile(f"{spec}: expected a file, found none")
+        if find_spec("spandrel") is None:
+            raise MissingFile(f"{spec} needs 'spandrel', which isn't installed: pip install 'srgym[pool]'")
+        import spandrel
+        from safetensors import SafetensorError
 
-    @torch.no_grad()
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
-        for name, image in lr.items():
-            yield name, 0, self._network(image[None])[0].clamp(0, 1)
+        try:
+            loaded = spandrel.ModelLoader().load_from_file(path)
+        except (spandrel.UnsupportedModelError, SafetensorError) as error:
+            raise Refusal(f"{spec}: expected weights that spandrel knows ({error or type(error).__name__})") from error
+        kind = loaded.architecture.name
+        if not isinstance(loaded, spandrel.ImageModelDescriptor) or (loaded.input_channels, loaded.output_channels) != (
+            3,
+            3,
+        ):
+            raise Refusal(
+                f"{spec}: expected a network of RGB images, got {kind} with {loaded.input_channels} channels in and "
+                f"{loaded.output_channels} out"
+            )
+        _check_scale(spec, loaded.scale, scale)
+        self.name, self.version = name or path.stem, f"{kind}, {_version('spandrel', sha256=file_hash(path))}"
+        self._network, self._device = loaded.eval(), pick_device(device)
+
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        with _lent(self._network, self._device):
+            for of, image in lr.items():
+                with torch.no_grad():
+                    sr = self._network(image[None].to(self._device))[0]
+                yield of, 0, sr.float().clamp(0, 1).cpu()
 
 
 class Sampled:
-    """One of our policies, by name or folder, under its evaluation average; `samples` of each input."""
+    """Samples of one of our policies, by name or folder, under its evaluation average.
+
+    Args:
+        samples, steps, solver: how many of each input, and how they are drawn.
+        model: the folder, in diffusers' format, of a policy by name over a foundation model.
+    """
 
     def __init__(
-        self, of: str, scale: int, name: str | None = None, samples: int = 1, steps: int = 6, **options: Any
+        self,
+        which: str,
+        *,
+        scale: int,
+        name: str | None = None,
+        samples: Count = 1,
+        steps: Count = 6,
+        solver: str = "euler",
+        model: str | None = None,
+        device: str = "auto",
     ) -> None:
-        folder = Path(of).expanduser()
-        self._policy = policies.load(folder) if folder.is_dir() else policies.make(of, **options)
-        if self._policy.scale != scale or samples < 1:
-            raise Refusal(f"policy:{of}: expected a scale of {scale} and at least 1 sample, got {self._policy.scale} "
-                          f"and {samples}")  # fmt: skip
-        self.name, self._samples, self._steps = name or folder.name, samples, steps
-        whole = hashlib.sha256()
-        for key, value in sorted(self._policy.state_dict().items()):
-            whole.update(key.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-        self.version = f"{self._policy.name}, {steps} steps, sha256 {whole.hexdigest()[:12]}"
+        policy = find_policy(which, model=model).eval()
+        _check_scale(f"policy:{which}", policy.scale, scale)
+        policy.sampling(steps, solver)  # refuses what can't be
+        self.name, self.samples = name or Path(which).name, samples
+        drawn = f"{steps} steps of {solver}"
+        self.version = f"{policy.name}, {drawn}, {_version('srgym', sha256=_state_hash(policy))}"
+        self._policy, self._device, self._how = policy, pick_device(device), {"steps": steps, "solver": solver}
 
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
-        sampling = self._policy.sampling(self._steps)
-        for name, image in lr.items():  # an input's draws don't depend on which others there are
-            own = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
-            seeds = derive_seeds(seed, own, torch.arange(self._samples), stream="pool")
-            with torch.no_grad(), self._policy.adapter("ema"):
-                drawn = self._policy.rollout({"lr": image[None], "prompt": None}, sampling, seeds)["sr"]
-            yield from ((name, k, sr) for k, sr in enumerate(drawn))
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        with _lent(self._policy, self._device), self._policy.adapter("ema"):
+            for of, image in lr.items():
+                for k, own in enumerate(_seeds(seed, of, self.samples)):
+                    yield of, k, upscale(self._policy, image, seed=own, **self._how)
+
+
+# Of diffusers' pipelines those that enlarge an image: the part whose decoder does it, and arguments that it must have.
+_PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "StableDiffusionUpscalePipeline": ("vae", {"prompt": ""}),
+    "LDMSuperResolutionPipeline": ("vqvae", {}),
+}
+_GRID = 64  # these pipelines shrink an image to whole cells of at most so many pixels
+
+
+class Diffusers:
+    """A pipeline of diffusers' that enlarges images, from a folder.
+
+    Args:
+        samples, steps: how many of each input, and how many steps each takes.
+        dtype: of the weights.
+    """
+
+    def __init__(
+        self,
+        which: str,
+        *,
+        scale: int,
+        name: str | None = None,
+        samples: Count = 1,
+        steps: Count = 50,
+        dtype: str = "float32",
+        device: str = "auto",
+    ) -> None:
+        folder, spec = Path(which).expanduser(), f"diffusers:{which}"
+        index = folder / "model_index.json"
+        if not index.is_file():
+            raise MissingFile(f"{spec}: expected a pipeline saved by diffusers, found no model_index.json in it")
+        kind = str(read_object(index, {}).get("_class_name"))
+        if kind not in _PIPELINES:
+            raise Refusal(f"{spec}: expected one of {', '.join(_PIPELINES)}, got {kind}")
+        part, self._extra = _PIPELINES[kind]
+        widths = read_object(folder / part / "config.json", {"block_out_channels": list})["block_out_channels"]
+        _check_scale(spec, 2 ** (len(widths) - 1), scale)
+        weights = sorted(folder.glob("*/*.safetensors"))
+        whole = hashlib.sha256("".join(map(file_hash, weights)).encode()).hexdigest()
+        self.name, self.samples, self._steps, self._scale = name or folder.resolve().name, samples, steps, scale
+        self.version = f"{kind}, {steps} steps in {dtype}, {_version('diffusers', sha256=whole)}"
+        self._pipe = open_pipeline(folder, kind, dtype, use_safetensors=True)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._device = pick_device(device)
+
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
+        with _lent(self._pipe, self._device):
+            for of, image in lr.items():
+                height, width = (self._scale * side for side in image.shape[1:])
+                beside, below = (-side % _GRID for side in (image.shape[2], image.shape[1]))
+                padded = F.pad(image[None], (0, beside, 0, below), mode="replicate") * 2 - 1
+                for k, own in enumerate(_seeds(seed, of, self.samples)):
+                    noise = torch.Generator().manual_seed(own)
+                    made = self._pipe(
+                        image=padded, num_inference_steps=self._steps, generator=noise, output_type="pt", **self._extra
+                    ).images
+                    yield of, k, made[0, :, :height, :width].float().clamp(0, 1).cpu()
 
 
 class Command:
-    """Any other program: it is given a folder of LR images, and fills one with as many of the same names."""
+    """Any program: its line says where it finds a folder of LR images, `{lr}`, and which folder it fills, `{sr}`.
 
-    def __init__(self, of: str, scale: int, name: str | None = None) -> None:
-        self._words = shlex.split(of)
-        if not all(any(place in word for word in self._words) for place in ("{lr}", "{sr}")):
-            raise Refusal(f"command:{of}: expected {{lr}} and {{sr}} in it, the folders to read and to fill")
-        if name is None:
-            raise Refusal(f"command:{of}: expected a name for it, as in {{command: '...', name: mine}}")
-        self.scale, self.name, self.version = scale, name, of
+    An image keeps its name. The line is run without a shell.
+    """
 
-    def run(self, lr: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, int, Tensor]]:
+    samples = 1
+
+    def __init__(self, which: str, *, scale: int, name: str) -> None:
+        try:
+            self._words = shlex.split(which)
+        except ValueError as error:
+            raise Refusal(f"command:{which}: {error}") from error
+        for place in ("{lr}", "{sr}"):
+            if place not in which:
+                raise Refusal(f"command:{which}: expected {{lr}} and {{sr}} in it, the folders to read and to fill")
+        self.name, self._scale = name, scale
+        self.version = f"sha256 {hashlib.sha256(which.encode()).hexdigest()[:12]} of {which}"
+
+    def run(self, lr: Mapping[str, Tensor], seed: int) -> Made:
         with tempfile.TemporaryDirectory() as place:
             low, high = Path(place) / "lr", Path(place) / "sr"
             low.mkdir()
             high.mkdir()
-            for name, image in lr.items():
-                (low / f"{name}.png").write_bytes(to_png(image))
-            words = [word.replace("{lr}", str(low)).replace("{sr}", str(high)) for word in self._words]
-            try:
-                done = subprocess.run(words, capture_output=True, text=True)
-            except OSError as error:
-                raise Refusal(f"method '{self.name}': {words[0]}: {error.strerror}") from error
-            if done.returncode:
-                raise Refusal(f"method '{self.name}' failed with {done.returncode}: {done.stderr.strip()[-500:]}")
-            files = {path.stem: path for path in image_files(high)} if any(high.iterdir()) else {}
-            for name, image in lr.items():
-                if name not in files:
-                    raise Refusal(f"method '{self.name}': expected {name}.png in {{sr}}, found none")
-                sr = to_float(read_image(files[name]))
-                wanted = tuple(self.scale * side for side in image.shape[1:])
-                if tuple(sr.shape[1:]) != wanted:
-                    raise Refusal(f"method '{self.name}', {name}: expected {wanted} pixels, got {tuple(sr.shape[1:])}")
-                yield name, 0, sr
+            for of, image in lr.items():
+                (low / f"{of}.png").write_bytes(to_png(image))
+            self._fill(low, high)
+            found: dict[str, list[Path]] = {of: [] for of in lr}
+            for path in sorted(high.iterdir()):
+                if path.suffix.lower() in SUFFIXES and path.stem in found:
+                    found[path.stem].append(path)
+            for of, image in lr.items():
+                yield of, 0, self._read(of, found[of], tuple(self._scale * side for side in image.shape[1:]))
+
+    def _fill(self, low: Path, high: Path) -> None:
+        words = [word.replace("{lr}", str(low)).replace("{sr}", str(high)) for word in self._words]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True)
+        except OSError as error:
+            raise Refusal(f"method '{self.name}': {words[0]}: {error.strerror}") from error
+        if done.returncode:
+            raise Refusal(f"method '{self.name}' failed with {done.returncode}: {done.stderr.strip()[-500:]}")
+
+    def _read(self, of: str, files: Sequence[Path], size: tuple[int, ...]) -> Tensor:
+        if len(files) != 1:
+            met = f"{len(files)}: {', '.join(path.name for path in files)}" if files else "none"
+            raise Refusal(f"method '{self.name}': expected one image '{of}.png' in {{sr}}, found {met}")
+        sr = to_float(read_image(files[0]))
+        if sr.shape[1:] != size:
+            raise Refusal(f"method '{self.name}', {of}: expected {size} pixels, got {tuple(sr.shape[1:])}")
+        return sr
 
 
-METHODS: Mapping[str, Callable[..., Method]] = {
-    "bicubic": Bicubic, "ncnn": Ncnn, "spandrel": Spandrel, "policy": Sampled, "command": Command,
-}  # fmt: skip
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "a class with `run`, as srgym.runners.judges.methods.Method",
+    lambda maker: isinstance(maker, type) and callable(getattr(maker, "run", None)),
+    "srgym.methods",
+    {
+        "bicubic": f"{__name__}:Bicubic",
+        "command": f"{__name__}:Command",
+        "diffusers": f"{__name__}:Diffusers",
+        "ncnn": f"{__name__}:Ncnn",
+        "policy": f"{__name__}:Sampled",
+        "spandrel": f"{__name__}:Spandrel",
+    },
+    supplied=("which", "scale"),
+)
 
 
 def make_methods(specs: Sequence[str | Mapping[str, Any]], scale: int = 4) -> list[Method]:
-    """Methods by `KIND:WHICH`, or `{KIND: WHICH, **options}`.
+    """Methods by `KIND:WHICH`, or `{KIND: WHICH, **options}`, loaded and ready to run.
 
     Raises:
-        Refusal: for an unknown kind or option, what can't be loaded, or two methods of one name.
+        Refusal: for an unknown kind or option with the nearest right one, what isn't there or installed, another
+            scale, or two methods of one name; before anything runs.
     """
     made: list[Method] = []
     for spec in specs:
-        kind, _, which = ("", "", "") if isinstance(spec, Mapping) else spec.partition(":")
-        options: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {kind: which}
-        kind = next((key for key in options if key in METHODS), "")
-        if not kind:
-            raise Refusal(
-                f"expected a method as one of {', '.join(METHODS)}, each but the first with :WHICH, got {spec!r}"
-            )
-        of = str(options.pop(kind) or "")
-        try:
-            made.append(METHODS[kind](of, scale, **options))
-        except TypeError as error:
-            raise Refusal(f"method {spec!r}: {error}") from error
+        kind, which, options = _read(spec)
+        METHODS.check_options(kind, options)
+        made.append(METHODS.find(kind)(which, scale=scale, **options))  # type: ignore[call-arg]
     names = [method.name for method in made]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None or not made:
-        raise Refusal(
-            f"expected methods of different names, got '{twice}' twice" if made else "expected methods, got none"
-        )
+    if not names:
+        raise Refusal("expected methods that make candidates, got none")
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"expected methods of different names, got '{name}' twice: {{KIND: WHICH, name: another}}")
     return made
 
 
-def _needed(module: str, package: str) -> Any:
-    from importlib import import_module
+def _read(spec: Any) -> tuple[str, str, dict[str, Any]]:
+    """Kind, which, and options."""
+    if isinstance(spec, Mapping):
+        options = plain(spec)
+        kinds = [key for key in options if key in METHODS.names()]
+        if len(kinds) != 1:
+            raise Refusal(f"expected a method as {{KIND: WHICH}} with one of {', '.join(METHODS.names())}, got the "
+                          f"keys {quoted(options)}")  # fmt: skip
+        return kinds[0], str(options.pop(kinds[0]) or ""), options
+    kind, _, which = str(spec).partition(":")
+    METHODS.check_name(kind)
+    if kind == "command":
+        raise Refusal(f"expected a name for it, as in {{command: '{which}', name: mine}}, got '{spec}'")
+    return kind, which, {}
 
+
+def _check_scale(spec: str, own: int, wanted: int) -> None:
+    if own != wanted:
+        raise Refusal(f"{spec}: expected a method that enlarges {wanted} times, got one that does {own} times")
+
+
+def _version(*packages: str, sha256: str) -> str:
+    return ", ".join([*(f"{package} {version(package)}" for package in packages), f"sha256 {sha256[:12]}"])
+
+
+def _state_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's weights under their names."""
+    whole = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        whole.update(key.encode())
+        whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _seeds(seed: int, of: str, samples: int) -> list[int]:
+    """One for each sample of an input, whatever other inputs there are."""
+    index = int.from_bytes(hashlib.sha256(of.encode()).digest()[:7], "big")
+    seeds: list[int] = derive_seeds(seed, 0, torch.tensor([index]), torch.arange(samples), stream="pool").tolist()
+    return seeds
+
+
+@contextmanager
+def _lent(module: Any, device: torch.device) -> Iterator[None]:
+    """A module on a device while it is used: a pool has many, and they needn't all be there at once."""
+    module.to(device)
     try:
-        version(package)
-    except PackageNotFoundError as error:
-        raise MissingFile(f'this method needs {package}: pip install "srgym[pool]"') from error
-    return import_module(module)
+        yield
+    finally:
+        module.to("cpu")

@@ -10,7 +10,7 @@ import torch
 from srgym.envs.sources import Source
 from srgym.envs.sources import make as make_source
 from srgym.errors import Refusal
-from srgym.files import to_png
+from srgym.files import locked, to_png
 from srgym.runners.judges.judge_set import SPLITS, JudgeSet, NewCandidate, NewInput
 from srgym.runners.judges.methods import Method, make_methods
 from srgym.runners.judges.sft import from_png
@@ -80,18 +80,18 @@ def build_pool(folder: str, settings: PoolSettings, progress: Callable[[str, flo
     made = JudgeSet.create(folder, asdict(settings), {method.name: method.version for method in methods})
     tell = progress or (lambda what, share: None)
     parts = list(_parts(settings))
-    for i, (name, wanted) in enumerate(parts):
-        if not made.has("inputs", name):
-            made.add_inputs(name, [_input(settings, sources, *place) for place in wanted])
-        tell("inputs", (i + 1) / len(parts))
-    for j, method in enumerate(methods):
+    with locked(made.folder):
         for i, (name, wanted) in enumerate(parts):
-            part = f"{j:02}-{name}"
-            if not made.has("candidates", part):
-                made.add_candidates(
-                    part, list(_candidates(made, method, [_name(*place) for place in wanted], settings))
-                )
-            tell(method.name, (i + 1) / len(parts))
+            if not made.has("inputs", name):
+                made.add_inputs(name, [_input(settings, sources, *place) for place in wanted])
+            tell("inputs", (i + 1) / len(parts))
+        for j, method in enumerate(methods):
+            for i, (name, wanted) in enumerate(parts):
+                part = f"{j:02}-{name}"
+                if not made.has("candidates", part):
+                    names = [_name(*place) for place in wanted]
+                    made.add_candidates(part, list(_candidates(made, method, names, settings)))
+                tell(method.name, (i + 1) / len(parts))
     return made
 
 

@@ -190,6 +190,7 @@ def evaluation_blocks(result: Mapping[str, Any]) -> list[Block]:
         Table(["input", "accuracy", "pairs"], kinds),
         Text(_orders(result)),
         Text(_conflicts(result)),
+        Text(_shared(result)),
     ]
     if "ablation" in result:
         rows = [
@@ -220,6 +221,16 @@ def _conflicts(result: Mapping[str, Any]) -> str:
     if result["conflict"] is None:
         return "Descriptions: none of a candidate that the judge rates, so none that could contradict a score."
     return f"Descriptions: {result['conflict']:.1%} speak of a quality more than {CONFLICT:g} from the judge's score."
+
+
+def _shared(result: Mapping[str, Any]) -> str:
+    count = len(result["methods"])
+    if not result["shared"]:
+        return f"Leakage: none of the {count} methods here is known to be one that the judge learnt from."
+    return (
+        f"Leakage: the judge learnt from {len(result['shared'])} methods of the {count} here "
+        f"({', '.join(result['shared'])}), so it isn't measured on strangers."
+    )
 
 
 # Distilling

@@ -10,7 +10,7 @@ import pandas as pd
 from srgym.errors import Refusal
 from srgym.files import write_whole
 
-__all__ = ["apply_review", "review_rows", "write_review"]
+__all__ = ["apply_review", "read_decisions", "review_rows", "write_review"]
 
 _COLUMNS = ("group", "method", "sample", "quality", "verdict", "why", "decision", "reason")
 _DECISIONS = ("", "keep", "drop")
@@ -36,7 +36,7 @@ def review_rows(labels: pd.DataFrame, share: float, conflict: float) -> pd.DataF
 
 def write_review(path: Path, rows: pd.DataFrame) -> None:
     """Write `review.csv`; decisions that are in it stay."""
-    before = _decisions(path)
+    before = read_decisions(path)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
@@ -53,12 +53,13 @@ def apply_review(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
     Raises:
         Refusal: for a decision that is none, naming its row.
     """
-    decisions = _decisions(path)
+    decisions = read_decisions(path)
     places = zip(labels["group"], labels["method"], labels["sample"].astype(int), strict=True)
     return labels.assign(kept=[decisions.get(place, ("",))[0] != "drop" for place in places])
 
 
-def _decisions(path: Path) -> dict[tuple[str, str, int], tuple[str, str]]:
+def read_decisions(path: Path) -> dict[tuple[str, str, int], tuple[str, str]]:
+    """What people decided: (group, method, sample) to ("keep", "drop" or "", why)."""
     if not path.is_file():
         return {}
     found = {}

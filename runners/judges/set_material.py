@@ -11,7 +11,7 @@ from srgym.runners.judges.judge_set import SPLITS, Candidate, Input, JudgeSet
 from srgym.runners.judges.material import Group, Material
 from srgym.sealed import file_hash
 
-__all__ = ["read_material"]
+__all__ = ["methods_of", "read_material"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,13 @@ def read_material(folder: str | Path, split: str, limit: int | None = None) -> M
         "sha256": file_hash(path),
     }
     return Material(groups, _Pictures(made, inputs, candidates), about)
+
+
+def methods_of(folder: str | Path | None) -> list[str]:
+    """The methods whose candidates a set holds; none where the set isn't here."""
+    if folder is None or not (Path(folder) / "set.json").is_file():
+        return []
+    return list(dict.fromkeys(own.method for own in JudgeSet(folder).candidates))
 
 
 def _group(own: Input, rows: pd.DataFrame, kept: list[int]) -> Group:

@@ -116,8 +116,10 @@ def test_on_sriqa_benchs_methods_its_subsets_baselines_and_published_rows_are_pr
     plain = make_material(4, 11, side=32)
     groups = [replace(group, methods=methods, kind="real", fidelity=None) for group in plain.groups]
     material = type(plain)(groups, plain.images, plain.about)
-    result = evaluate("random", {"random": reward_rater(make("random"))}, material, tmp_path)
+    rater = {"random": reward_rater(make("random"))}
+    result = evaluate("random", rater, material, tmp_path, learnt=["swinir", "real-esrnet-x4", "span"])
     assert result["subsets"] == ["Reg", "Gen", "All"]
+    assert result["shared"] == ["swinir", "real-esrnet-x4"]
     pairs = {subset: own["pairs"] for subset, own in result["accuracy"]["random"].items()}
     assert pairs == {"Reg": 4 * 3, "Gen": 4 * 36, "All": 4 * 55}
     table = accuracy_table(result)
@@ -131,6 +133,7 @@ def test_on_sriqa_benchs_methods_its_subsets_baselines_and_published_rows_are_pr
     page = write_evaluation(result, tmp_path, ["srgym"]).read_text()
     assert "95% over scenes, resampled whole" in page
     assert "Leaving each method out" in page
+    assert "the judge learnt from 2 methods of the 10 here (swinir, real-esrnet-x4)" in page
 
 
 def test_a_pairwise_judge_is_asked_in_both_orders_and_its_flips_are_told(make_material, tmp_path):

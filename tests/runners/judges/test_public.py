@@ -11,6 +11,7 @@ from srgym.errors import Refusal
 from srgym.runners.commands.cli import main
 from srgym.runners.judges.benchmark import accuracy, method_mean, pairs_in
 from srgym.runners.judges.judge_set import JudgeSet
+from srgym.runners.judges.leakage import shared_methods
 from srgym.runners.judges.public import import_set
 from srgym.runners.judges.rating import truths
 from srgym.runners.judges.set_material import read_material
@@ -121,3 +122,8 @@ def test_an_import_goes_on(sriqa, tmp_path):
     again = import_set("sriqa", str(sriqa), str(tmp_path / "set"))
     assert JudgeSet(first.folder).digest == again.digest
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").rglob("*.parquet")} == before
+
+
+def test_methods_that_a_pool_shares_with_a_benchmark_are_found():
+    theirs = ["SwinIR", "Real-ESRGAN", "StableSR", "Original"]
+    assert shared_methods(["realesrgan-x4plus", "span", "swinir", "compact"], theirs) == ["realesrgan-x4plus", "swinir"]
