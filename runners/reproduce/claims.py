@@ -85,12 +85,13 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Printed:
-    """Rows of a published table that stand beside ours."""
+    """Rows of a published table that stand beside ours; in short, from the first to `to` (None: the last)."""
 
     table: str
     dataset: str
     rows: Sequence[str]
     metrics: Sequence[str]
+    to: str | None = None
 
     def __post_init__(self) -> None:
         check_arguments(Printed, vars(self), "")
@@ -192,7 +193,7 @@ def _check_printed(printed: Printed | None, paper: str, where: str) -> None:
     tables = [t for t in published_tables(printed.dataset, [paper]) if t.table == printed.table]
     if not tables:
         raise Refusal(f"{where}: {paper} has no published table {printed.table} on {printed.dataset}")
-    for row in printed.rows:
+    for row in [*printed.rows, *([printed.to] if printed.to is not None else [])]:
         if row not in tables[0].rows:
             raise ConfigError(f"{where}: that table has no row '{row}'{near(row, list(tables[0].rows))}")
 

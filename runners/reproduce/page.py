@@ -134,7 +134,7 @@ def _papers(claim: Claim) -> str:
     if printed is None:
         return ""
     table = next(t for t in published_tables(printed.dataset, [claim.paper]) if t.table == printed.table)
-    first, last = printed.rows[0], printed.rows[-1]
+    first, last = printed.rows[0], printed.to or printed.rows[-1]
     parts = [f"{metric.upper()} {table.rows[first][metric]} → {table.rows[last][metric]}" for metric in printed.metrics]
     return f"{first} → {last}: {', '.join(parts)}"
 
