@@ -21,7 +21,7 @@ arms:
   cold: {experiment: smoke, stages: [cold_start], seeds: one}
   trained: {experiment: smoke, stages: [reinforce], overrides: [policy.weights=@cold/stages/cold_start/policy]}
 contrasts:
-  - {of: trained, over: start, metric: psnr_y, expect: up}
+  - {of: trained, over: start, metric: psnr_y, expect: up, says: it rises}
 """
 
 
