@@ -58,7 +58,8 @@ class Contrast:
     """One difference that the claim says something of.
 
     Attributes:
-        of, over: arms. metric: in which they differ; a component is `metric.component`.
+        of, over: arms; over None: what `of` has by itself, against the line.
+        metric: in which they differ; a component is `metric.component`.
         expect: see `srgym.runners.reproduce.verdict`. margin: None: of `margins` by the metric.
         primary: whether the verdict rests on it.
         at: after equal `steps`; at equal `distance` from the start; or the ratio of what both cost to reach a level.
@@ -68,29 +69,36 @@ class Contrast:
     """
 
     of: str
-    over: str
+    over: str | None
     metric: str
     expect: Expectation
+    says: str
     margin: float | None = None
     primary: bool = True
     at: At = "steps"
     to: float = 0.5
     unit: Literal["images", "seconds", "flops"] = "images"
     line: float = 0.0
-    says: str | None = None
 
     def __post_init__(self) -> None:
         check_arguments(Contrast, vars(self), "")
+        if self.over is None and self.at != "steps":
+            raise Refusal(f"a contrast of '{self.of}' at equal {self.at} needs an arm to be held against: over")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.of,) if self.over is None else (self.of, self.over)
 
 
 @dataclass(frozen=True)
 class Printed:
-    """Rows of a published table that stand beside ours."""
+    """Rows of a published table that stand beside ours; in short, from the first to `to` (None: the last)."""
 
     table: str
     dataset: str
     rows: Sequence[str]
     metrics: Sequence[str]
+    to: str | None = None
 
     def __post_init__(self) -> None:
         check_arguments(Printed, vars(self), "")
@@ -155,9 +163,13 @@ def read_claim(name: str, shared: Mapping[str, Arm], folder: Path | None = None)
         fill(Contrast, contrast, f"{where}: contrasts.{i}.") for i, contrast in enumerate(tree.get("contrasts") or [])
     )
     for contrast in contrasts:
-        for arm in (contrast.of, contrast.over):
+        for arm in contrast.arms:
             if arm not in arms:
                 raise ConfigError(f"{where}: no arm is called '{arm}'{near(arm, list(arms))}")
+    said = [(contrast.says, contrast.metric) for contrast in contrasts]
+    twice = next((says for says, metric in said if said.count((says, metric)) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{where}: two contrasts say '{twice}' of one metric: let each say what it is")
     printed = None if tree.get("printed") is None else fill(Printed, tree["printed"], f"{where}: printed.")
     for key in ("paper", "source", "says"):
         check_value(str, tree.get(key), f"{where}: {key}")
@@ -192,7 +204,7 @@ def _check_printed(printed: Printed | None, paper: str, where: str) -> None:
     tables = [t for t in published_tables(printed.dataset, [paper]) if t.table == printed.table]
     if not tables:
         raise Refusal(f"{where}: {paper} has no published table {printed.table} on {printed.dataset}")
-    for row in printed.rows:
+    for row in [*printed.rows, *([printed.to] if printed.to is not None else [])]:
         if row not in tables[0].rows:
             raise ConfigError(f"{where}: that table has no row '{row}'{near(row, list(tables[0].rows))}")
 

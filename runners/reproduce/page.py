@@ -14,7 +14,7 @@ from srgym.runners.measure.published import published_tables
 from srgym.runners.measure.statistics import Interval
 from srgym.runners.report.comparison_folder import join_pictures
 from srgym.runners.report.document import Block, Callout, Document, Figures, Heading, Table, Text
-from srgym.runners.report.numbers import interval_text, plain, signed
+from srgym.runners.report.numbers import interval_text, signed
 from srgym.runners.report.panels import make_panels
 from srgym.runners.report.plots import forest, plane
 from srgym.runners.report.summary import present
@@ -74,7 +74,7 @@ def page(plan: Plan, results: Results, failed: Mapping[str, str | None]) -> Docu
     concluded = conclude(plan, results)
     document.add(_in_short(plan, results, concluded), Text(_RULES))
     primary = [(name, f) for name, (_, own) in concluded.items() for f in own if f.contrast.primary]
-    document.add(*_forest([(f"{name}: {_short(plan, f)}", f) for name, f in primary], "All primary contrasts"))
+    document.add(*_forest([(f"{name}: {_short(f)}", f) for name, f in primary], "All primary contrasts"))
     document.add(Callout("neutral", _LIMITS, "Mind"))
     for name, error in failed.items():
         document.add(Callout("warning", f"The cell `{name}` ({plan.cells[name].arm}) did not end well: {error}"))
@@ -93,7 +93,7 @@ def _in_short(plan: Plan, results: Results, concluded: Mapping[str, tuple[str, l
     rows = []
     for claim in plan.claims:
         verdict, findings = concluded[claim.name]
-        ours = "; ".join(_ours(plan, finding) for finding in findings if finding.contrast.primary and finding.ran)
+        ours = "; ".join(_ours(finding) for finding in findings if finding.contrast.primary and finding.ran)
         rows.append([
             f"{claim.paper}, {claim.source}", claim.says, _papers(claim) or "no figure",
             ours or _checked(results, claim) or "-", f"**{verdict}**", _cost(plan, results, claim),
@@ -118,7 +118,7 @@ def _cost(plan: Plan, results: Results, claim: Claim) -> str:
 
 def _cells(plan: Plan, claim: Claim) -> set[str]:
     """All cells that a claim rests on, those that they read included."""
-    arms = {arm for contrast in claim.contrasts for arm in (contrast.of, contrast.over)}
+    arms = {arm for contrast in claim.contrasts for arm in contrast.arms}
     names = {
         name for arm in arms for cells in (plan.arms.get(arm, {}), plan.doses.get(arm, {})) for name in cells.values()
     }
@@ -134,7 +134,7 @@ def _papers(claim: Claim) -> str:
     if printed is None:
         return ""
     table = next(t for t in published_tables(printed.dataset, [claim.paper]) if t.table == printed.table)
-    first, last = printed.rows[0], printed.rows[-1]
+    first, last = printed.rows[0], printed.to or printed.rows[-1]
     parts = [f"{metric.upper()} {table.rows[first][metric]} → {table.rows[last][metric]}" for metric in printed.metrics]
     return f"{first} → {last}: {', '.join(parts)}"
 
@@ -144,19 +144,25 @@ def _checked(results: Results, claim: Claim) -> str:
     return "; ".join(f"advantages of {pair} correlate by {value:.5f}" for pair, value in found.items())
 
 
-def _ours(plan: Plan, finding: Finding) -> str:
+def _ours(finding: Finding) -> str:
+    return f"{_short(finding)} {_written(finding)}"
+
+
+def _written(finding: Finding) -> str:
+    """The interval: signed where it is a difference."""
     contrast = finding.contrast
-    text = interval_text(finding.interval) if contrast.at == "cost" else signed(finding.interval)
-    return f"{_short(plan, finding)} {text}"
+    plainly = contrast.at == "cost" or contrast.over is None
+    return interval_text(finding.interval) if plainly else signed(finding.interval)
 
 
-def _short(plan: Plan, finding: Finding) -> str:
+def _short(finding: Finding) -> str:
     """A contrast in a few words."""
-    contrast = finding.contrast
-    return f"{contrast.says} ({contrast.metric})" if contrast.says else _difference(plan, contrast)
+    return f"{finding.contrast.says} ({finding.contrast.metric})"
 
 
 def _difference(plan: Plan, contrast: Contrast) -> str:
+    if contrast.over is None:
+        return f"{contrast.metric}, {_called(plan, contrast.of)}"
     sign = "/" if contrast.at == "cost" else "−"
     return f"{contrast.metric}, {_called(plan, contrast.of)} {sign} {_called(plan, contrast.over)}"
 
@@ -201,7 +207,7 @@ def _claim(plan: Plan, results: Results, claim: Claim, verdict: str, findings: S
     blocks += _precheck(plan, results, claim)
     if findings:
         blocks.append(_contrasts(plan, findings))
-        blocks += _forest([(_short(plan, finding), finding) for finding in findings], f"Contrasts of {claim.name}")
+        blocks += _forest([(_short(finding), finding) for finding in findings], f"Contrasts of {claim.name}")
     blocks += _printed(claim)
     blocks += _paths(plan, results, claim)
     blocks += _pictures(plan, results, claim)
@@ -233,11 +239,11 @@ def _contrasts(plan: Plan, findings: Sequence[Finding]) -> Table:
     rows = []
     for finding in findings:
         contrast, verdict = finding.contrast, finding.verdict
-        text = interval_text(finding.interval) if contrast.at == "cost" else signed(finding.interval)
         said = verdict.conclusion + (f" ({verdict.uncorrected} before Holm)" if verdict.uncorrected else "")
         rows.append([
-            ("" if contrast.primary else "beside: ") + (contrast.says or contrast.metric), _difference(plan, contrast),
-            text if finding.ran else "-", _expected(finding), plain(verdict.p, 4), said if finding.ran else "not run",
+            ("" if contrast.primary else "beside: ") + contrast.says, _difference(plan, contrast),
+            _written(finding) if finding.ran else "-", _expected(finding), _chance(verdict.p),
+            said if finding.ran else "not run",
             finding.why or ", ".join(_called(plan, arm) for arm in finding.missing),
         ])  # fmt: skip
     columns = ["part", "difference", "ours", "claimed", "p", "verdict", "besides"]
@@ -245,10 +251,15 @@ def _contrasts(plan: Plan, findings: Sequence[Finding]) -> Table:
     return Table(columns, rows, caption, words=True)
 
 
+def _chance(p: float) -> str:
+    return "-" if p != p else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def _expected(finding: Finding) -> str:
     contrast, margin = finding.contrast, f"{finding.margin:g}"
-    if contrast.at == "cost":
-        return f"above {contrast.line:g}"
+    if contrast.at == "cost" or contrast.over is None:
+        up = contrast.expect == "up"
+        return f"above {contrast.line + finding.margin:g}" if up else f"below {contrast.line - finding.margin:g}"
     return {"up": f"above +{margin}", "down": f"below −{margin}", "held": f"above −{margin}"}[contrast.expect]
 
 
@@ -266,7 +277,7 @@ def _printed(claim: Claim) -> list[Block]:
 
 def _paths(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     """Fidelity and quality along the weight of each arm's LoRA."""
-    arms = dict.fromkeys(arm for c in claim.contrasts if c.at == "distance" for arm in (c.of, c.over))
+    arms = dict.fromkeys(arm for c in claim.contrasts if c.at == "distance" for arm in c.arms)
     metrics = [c.metric for c in claim.contrasts if c.metric not in ("psnr_y", "wobble")]
     other = next((m for m in metrics if present(results.doses, [m])), "compass")
     paths = {}
@@ -282,7 +293,7 @@ def _paths(plan: Plan, results: Results, claim: Claim) -> list[Block]:
 
 
 def _pictures(plan: Plan, results: Results, claim: Claim) -> list[Block]:
-    arms = dict.fromkeys(arm for contrast in claim.contrasts for arm in (contrast.of, contrast.over))
+    arms = dict.fromkeys(arm for contrast in claim.contrasts for arm in contrast.arms)
     places = {}
     for arm in arms:
         for name in list(plan.arms.get(arm, {}).values())[:1]:

@@ -137,8 +137,8 @@ class _Planner:
         claim = self._claim
         for pair, rewards in self._pairs(claim):
             self._plan.checks.setdefault(claim.name, {})[pair] = self._check(rewards).cell.name
-        wanted = dict.fromkeys(arm for contrast in claim.contrasts for arm in (contrast.of, contrast.over))
-        apart = {arm for c in claim.contrasts if c.at == "distance" for arm in (c.of, c.over)}
+        wanted = dict.fromkeys(arm for contrast in claim.contrasts for arm in contrast.arms)
+        apart = {arm for c in claim.contrasts if c.at == "distance" for arm in c.arms}
         for arm in wanted:
             for seed in range(self._seeds(arm)):
                 self._plan.arms.setdefault(arm, {})[seed] = self._cell(arm, seed).cell.name

@@ -17,7 +17,7 @@ from srgym.runners.measure.statistics import (
     units_needed,
     variance_components,
 )
-from srgym.runners.report.summary import difference, scores
+from srgym.runners.report.summary import difference, level, scores
 from srgym.runners.reproduce.claims import Claim, Contrast
 from srgym.runners.reproduce.plan import DOSES, Plan
 from srgym.runners.reproduce.probes import dose
@@ -175,6 +175,8 @@ def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
         return _cost(results, contrast, margin)
     if contrast.at == "distance":
         interval, why = _at_distance(results, contrast)
+    elif contrast.over is None:
+        interval, why = level(results.frame, contrast.of, contrast.metric), ""
     else:
         interval, why = difference(results.frame, contrast.of, contrast.over, contrast.metric), ""
     verdict = judge(interval, contrast.expect, margin, contrast.line)
@@ -186,7 +188,7 @@ def _missing(results: Results, contrast: Contrast) -> tuple[str, ...]:
     """The arms that left nothing of what the contrast looks at."""
     frame = {"steps": results.frame, "distance": results.doses, "cost": results.curves}[contrast.at]
     there = set(frame[frame["metric"] == contrast.metric]["method"])
-    return tuple(dict.fromkeys(arm for arm in (contrast.of, contrast.over) if arm not in there))
+    return tuple(dict.fromkeys(arm for arm in contrast.arms if arm not in there))
 
 
 def _margin(plan: Plan, contrast: Contrast) -> float:
@@ -195,7 +197,7 @@ def _margin(plan: Plan, contrast: Contrast) -> float:
 
 def _would_tell(results: Results, contrast: Contrast, margin: float, interval: Interval, verdict: Verdict) -> str:
     """How many more photographs, or seeds, would bring an inconclusive contrast to a verdict."""
-    if verdict.conclusion != "inconclusive":
+    if verdict.conclusion != "inconclusive" or contrast.over is None:
         return ""
     if interval.seeds == 2:
         return "two seeds show a direction, and no interval"
@@ -228,7 +230,7 @@ def _at_distance(results: Results, contrast: Contrast) -> tuple[Interval, str]:
     As far: on each context what the one that went less far at weight 1 went, on average over its seeds.
     """
     far, value, names = _along(results.doses, contrast.of, contrast.metric)
-    its_far, its_value, _ = _along(results.doses, contrast.over, contrast.metric)
+    its_far, its_value, _ = _along(results.doses, str(contrast.over), contrast.metric)
     at = [table[:, :, DOSES.index(1.0)].mean(0) for table in (far, its_far)]
     target = at[0] if at[0].mean() <= at[1].mean() else at[1]
     target = np.minimum(target, np.minimum(far.max(2).min(0), its_far.max(2).min(0)))
@@ -263,17 +265,18 @@ def _interpolated(distance: Floats, value: Floats, target: Floats) -> Floats:
 
 def _cost(results: Results, contrast: Contrast, margin: float) -> Finding:
     """The ratio of what both spend until the held-out metric has risen by a share of the gain of `over`."""
-    curves = {arm: _curves(results.curves, arm, contrast.metric, contrast.unit) for arm in (contrast.of, contrast.over)}
-    starts, ends = zip(*((y[0], y[-1]) for _, y in curves[contrast.over]), strict=True)
-    level = float(np.mean(starts) + contrast.to * (np.mean(ends) - np.mean(starts)))
-    spent = {arm: np.array([cost_to_reach(x, y, level) for x, y in own]) for arm, own in curves.items()}
+    curves = {arm: _curves(results.curves, arm, contrast.metric, contrast.unit) for arm in contrast.arms}
+    slow, fast = contrast.arms
+    starts, ends = zip(*((y[0], y[-1]) for _, y in curves[fast]), strict=True)
+    wanted = float(np.mean(starts) + contrast.to * (np.mean(ends) - np.mean(starts)))
+    spent = {arm: np.array([cost_to_reach(x, y, wanted) for x, y in own]) for arm, own in curves.items()}
     reached = ", ".join(f"{arm} {int(np.isfinite(c).sum())} of {len(c)}" for arm, c in spent.items())
     why = f"seeds that reached it: {reached}"
     if np.mean(ends) <= np.mean(starts) or not all(
         np.isfinite(costs).all() and (costs > 0).all() for costs in spent.values()
     ):
         return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), why=f"no ratio; {why}")
-    ratio = ratio_interval(spent[contrast.of], spent[contrast.over])
+    ratio = ratio_interval(spent[slow], spent[fast])
     logarithm = replace(ratio, value=float(np.log(ratio.value)))
     verdict = judge(logarithm, contrast.expect, margin, float(np.log(contrast.line)))
     return Finding(contrast, margin, ratio, verdict, why=why)

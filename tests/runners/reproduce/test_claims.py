@@ -32,8 +32,8 @@ testable:
   luma: psnr_y
   the same luma: {sum: {psnr_y: 2.0}}
 contrasts:
-  - {of: trained, over: start, metric: psnr_y, expect: up}
-  - {of: trained, over: same, metric: psnr_y, expect: held, at: distance, primary: false}
+  - {of: trained, over: start, metric: psnr_y, expect: up, says: it rises}
+  - {of: trained, over: same, metric: psnr_y, expect: held, at: distance, primary: false, says: and holds}
 """
 
 
@@ -119,6 +119,8 @@ def test_what_cannot_be_is_refused(arguments, sentence, capsys, tmp_path):
     [
         ("source: a test", "sauce: a test", "claims/tiny.yaml has an unknown key 'sauce'; did you mean 'source'?"),
         ("over: start", "over: strat", "claims/tiny.yaml: no arm is called 'strat'; did you mean 'start'?"),
+        ("says: and holds", "says: it rises", "two contrasts say 'it rises' of one metric"),
+        ("at: distance, primary", "over: null, at: distance, primary", "needs an arm to be held against: over"),
         ("expect: up", "expect: rise", "expect: expected 'up', 'down' or 'held', got 'rise'"),
         ("stages: [cold_start]", "stages: [cold_strat]",
          "experiment smoke has no stage 'cold_strat'; did you mean 'cold_start'?"),

@@ -74,7 +74,8 @@ def test_at_equal_distance_a_longer_way_counts_no_more():
     """Both lose 1 dB a grey level; one goes 2 levels by the end of its training, the other 4. At equal steps one seems
     2 dB better; at equal distance neither is."""
     plan = planned(
-        Contrast("near", "far", "psnr_y", "up"), Contrast("near", "far", "psnr_y", "up", at="distance", primary=False)
+        Contrast("near", "far", "psnr_y", "up", "near over far"),
+        Contrast("near", "far", "psnr_y", "up", "near over far", at="distance", primary=False),
     )
     doses = pd.concat([
         own for arm, reach in (("near", 2.0), ("far", 4.0)) for weight in DOSES for own in (
@@ -101,7 +102,7 @@ def curve(arm: str, slope: float, seeds: int = SEEDS) -> pd.DataFrame:
 
 
 def test_the_ratio_of_costs_stands_against_the_claimed_one():
-    contrast = Contrast("slow", "fast", "compass", "up", margin=0.0, at="cost", line=5.0, to=0.1)
+    contrast = Contrast("slow", "fast", "compass", "up", "slow over fast", margin=0.0, at="cost", line=5.0, to=0.1)
     plan = planned(contrast)
     verdict, finding = only(plan, results(curves=pd.concat([curve("slow", 0.125), curve("fast", 1.0)])))
     assert verdict == "reproduced"
@@ -114,7 +115,7 @@ def test_the_ratio_of_costs_stands_against_the_claimed_one():
 
 
 def test_what_did_not_run_is_named_and_never_judged():
-    plan = planned(Contrast("there", "gone", "psnr_y", "up"))
+    plan = planned(Contrast("there", "gone", "psnr_y", "up", "there over gone"))
     verdict, finding = only(plan, results(frame=rows("there", "psnr_y", noise)))
     assert (verdict, finding.missing) == ("not run", ("gone",))
     assert finding.verdict.conclusion == "inconclusive"
@@ -123,7 +124,7 @@ def test_what_did_not_run_is_named_and_never_judged():
 def test_an_inconclusive_contrast_says_what_would_tell():
     generator = np.random.default_rng(1)
     loud = pd.concat([rows("loud", "psnr_y", lambda s, i: generator.normal()), rows("still", "psnr_y", noise)])
-    verdict, finding = only(planned(Contrast("loud", "still", "psnr_y", "up")), results(frame=loud))
+    verdict, finding = only(planned(Contrast("loud", "still", "psnr_y", "up", "loud over still")), results(frame=loud))
     assert verdict == "inconclusive"
     assert "photographs with 4 seeds would tell the margin" in finding.why
 
