@@ -182,10 +182,12 @@ def _label(arguments: list[str]) -> int:
     settings, own = read_settings(LabelSettings, arguments, "label", {"stages": list(STAGES)})
     stages = [own["stages"]] if isinstance(own["stages"], str) else list(own["stages"])
     check_stages(stages)
-    done = label_set(JudgeSet(folder), settings, stages, _tell)
+    made = JudgeSet(folder)
+    done = label_set(made, settings, stages, _tell)
     for stage, (there, missing) in done.items():
-        lacking = f", {missing} without a usable answer: the same command asks again" if missing else ""
-        print(f"{stage}: {there} there{lacking}")
+        sheet = made.folder / "sheets" / stage / "sheet.csv"
+        what = f"fill in {sheet} and run it again" if sheet.is_file() else "the same command asks again"
+        print(f"{stage}: {there} there{f', {missing} without a usable answer: {what}' if missing else ''}")
     if "review" in done:
         print(f"look at {folder}/review.csv, write keep or drop, and run the stage review again")
     return 0

@@ -21,7 +21,7 @@ from torch import Tensor
 from srgym import rewards
 from srgym.errors import Refusal
 from srgym.rewards.compass.labels import MOST_INVERTED, calibrate_groups, ranks
-from srgym.runners.judges.annotators import LR, Annotator, Human, View, make_annotator
+from srgym.runners.judges.annotators import LR, Annotator, Human, Scored, View, make_annotator
 from srgym.runners.judges.answers import AnswerLog, answer_key
 from srgym.runners.judges.judge_set import Candidate, Input, JudgeSet
 from srgym.runners.judges.sft import from_png
@@ -186,6 +186,8 @@ def annotate(
         for own in annotators.by_kind.values() if own.asks.get(stage)
     })  # fmt: skip
     groups = _groups(made)
+    for group in groups:
+        _check_truth(stage, annotators.of(group)[0], group)
     people = [own for own in annotators.by_kind.values() if isinstance(own, Human)]
     if people:
         _sheet(made, stage, annotators, groups, settings, people[0])
@@ -204,6 +206,15 @@ def annotate(
         if progress is not None:
             progress((i + 1) / len(groups))
     return there, total - there
+
+
+def _check_truth(stage: str, annotator: Annotator, group: _Group) -> None:
+    """Refuse who needs the truth for an input that has none, before anybody is asked."""
+    if isinstance(annotator, Scored) and "hr" in annotator.reward.needs and group.own.kind == "real":
+        raise Refusal(
+            f"annotator.{stage}: '{annotator.name}' compares with the truth, which the set's real inputs don't have: "
+            f"expected {{synthetic: {annotator.name}, real: ...}}"
+        )
 
 
 def _about(group: _Group, asked: _Asked) -> dict[str, Any]:
@@ -228,8 +239,7 @@ def _sheet(
     }
     if not sheet.exists:
         new = {key: item for key, item in items.items() if key not in log}
-        pictures = {key: [g.view.large, *(g.view.image(i) for i in own.places)] for key, (g, own) in new.items()}
-        sheet.write(stage, pictures, who.repeated, settings.seed)
+        sheet.write(stage, list(new), lambda key: _pictures(*new[key]), who.repeated, settings.seed)
     filled = {key: answer for key, answer in sheet.read().items() if key in items and key not in log}
     about = {key: _about(*items[key]) for key in filled}
     log.add(filled, about)
@@ -238,6 +248,13 @@ def _sheet(
             group, own = items[key]
             (turned,) = (q for q in _questions(stage, group, who, 1) if q.places == (own.places[1], own.places[0]))
             log.add({turned.key: 1 - answer}, {turned.key: _about(group, turned)})
+
+
+def _pictures(group: _Group, asked: _Asked) -> list[Tensor]:
+    """The enlarged input, and what is asked about."""
+    view = group.view
+    group.__dict__.pop("view", None)  # pictures of a whole set don't fit the memory
+    return [view.large, *(view.image(place) for place in asked.places)]
 
 
 # What the answers come to

@@ -40,7 +40,7 @@ class PoolSettings:
     inputs: str = "photographs"
     real: str | None = None
     methods: Sequence[Any] = ("bicubic", "policy:compact")
-    size: Count = 512
+    size: Count = 256
     preset: str = "realesrgan"
     train: Natural = 1920
     validation: Natural = 240

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,16 +31,18 @@ class Sheet:
     def exists(self) -> bool:
         return (self.folder / "sheet.csv").is_file()
 
-    def write(self, stage: str, items: Mapping[str, Sequence[Tensor]], repeated: float, seed: int) -> None:
+    def write(
+        self, stage: str, keys: Sequence[str], show: Callable[[str], Sequence[Tensor]], repeated: float, seed: int
+    ) -> None:
         """Lay a sheet out, unless there is one.
 
         Args:
-            items: by the key of the answer: the enlarged input, and one picture or two. repeated: share of the items
-                that are asked a second time, in the other order, to see how far people agree with themselves.
+            keys: of the answers. show: an item's pictures: the enlarged input, and one or two. repeated: share of the
+                items that are asked a second time, in the other order, to see how far people agree with themselves.
         """
-        if self.exists or not items:
+        if self.exists or not keys:
             return
-        draw, keys = Random(seed), list(items)
+        draw = Random(seed)
         again = draw.sample(keys, round(repeated * len(keys)))
         order = [*keys, *again]
         draw.shuffle(order)
@@ -49,7 +51,7 @@ class Sheet:
         for number, key in enumerate(order, 1):
             turned = not first[key] if key in first else bool(draw.getrandbits(1))
             first.setdefault(key, turned)
-            large, *shown = items[key]
+            large, *shown = show(key)
             turned = turned and len(shown) == 2
             for name, image in zip(("input", "1", "2"), (large, *(shown[::-1] if turned else shown))):
                 write_whole(self.folder / f"{number:05}_{name}.png", to_png(image))

@@ -389,3 +389,13 @@ def test_decisions_survive_and_dropping_is_for_good(labels, tmp_path):
     path.write_text(path.read_text().replace(",drop,", ",dorp,"))
     with pytest.raises(Refusal, match="line 2: expected keep, drop or nothing as a decision, got 'dorp'"):
         apply_review(path, labels)
+
+
+def test_who_needs_the_truth_is_refused_for_real_inputs_before_anybody_is_asked(made):
+    who = LabelSettings(annotator={"anchor": {"annotator": "reward:psnr_y", "range": [10, 40]}, "compare": "compact",
+                                   "describe": "statistics"})  # fmt: skip
+    with pytest.raises(
+        Refusal, match="annotator.anchor: 'psnr_y' compares with the truth, which the set's real inputs"
+    ):
+        annotate(made, "anchor", who)
+    assert not any((made.folder / "answers").glob("*.jsonl"))
