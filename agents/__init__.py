@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from srgym.agents.registry import make as make
     from srgym.agents.token_cold_start import TokenColdStart as TokenColdStart
     from srgym.agents.token_grpo import TokenGRPO as TokenGRPO
-    from srgym.agents.token_grpo import token_grpo_loss as token_grpo_loss
     from srgym.agents.trajectory import TrajectoryAgent as TrajectoryAgent
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -76,7 +75,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "refl": ["REFL", "refl_loss"],
         "registry": ["agent_class", "available", "make"],
         "token_cold_start": ["TokenColdStart"],
-        "token_grpo": ["TokenGRPO", "token_grpo_loss"],
+        "token_grpo": ["TokenGRPO"],
         "trajectory": ["TrajectoryAgent"],
     },
 )

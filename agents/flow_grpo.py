@@ -31,19 +31,19 @@ from srgym.rewards.base import Incompatible, Reward
 __all__ = ["FlowGRPO", "grpo_loss"]
 
 
-def grpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
-    """max(-A rho, -A clip(rho, 1 - e, 1 + e)) with rho = exp(log_prob - old_log_prob).
+def grpo_loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float, clip_high: float | None = None
+) -> Tensor:
+    """max(-A rho, -A clip(rho, 1 - e, 1 + e)) with rho = exp(log_prob - old_log_prob), all [...].
 
     Args:
-        log_prob, old_log_prob: of the same step under the learner and the sampler, [B].
-        advantage: A, [B].
-        clip: e.
-
-    Returns:
-        [B].
+        log_prob, old_log_prob: of the same step under the learner and the sampler.
+        advantage: A.
+        clip, clip_high: e, and another one for the upper end (None: the same).
     """
     ratio = torch.exp(log_prob - old_log_prob.detach())
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    bounded = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return torch.maximum(-advantage * ratio, -advantage * bounded)
 
 
 class FlowGRPO(TrajectoryAgent):

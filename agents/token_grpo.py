@@ -16,6 +16,7 @@ from torch import Tensor
 
 from srgym.agents.base import Need
 from srgym.agents.credit import aggregate, check_credit, credited
+from srgym.agents.flow_grpo import grpo_loss
 from srgym.agents.ratio import RatioAgent
 from srgym.agents.rows import make_rows, shared
 from srgym.errors import Refusal
@@ -23,18 +24,9 @@ from srgym.policies.tokens import IMAGE, WORD, AutoregressivePolicy, TokenSampli
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Reward
 
-__all__ = ["TokenGRPO", "token_grpo_loss"]
+__all__ = ["TokenGRPO"]
 
 TRAINED = {"all": (WORD, IMAGE), "text": (WORD,), "image": (IMAGE,)}
-
-
-def token_grpo_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float = 0.2, clip_high: float | None = None
-) -> Tensor:
-    """The clipped objective of every token, to be minimised: [...] each."""
-    rho = (log_prob - old_log_prob).exp()
-    bounded = rho.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    return torch.maximum(-advantage * rho, -advantage * bounded)
 
 
 class TokenGRPO(RatioAgent):
@@ -127,7 +119,7 @@ class TokenGRPO(RatioAgent):
             old = anew
         self._check_ratio(log_prob, old)
         mode, free = self.policy.grammar.modes(document[1]), self._trained(document[1])
-        each = token_grpo_loss(log_prob, old, batch["advantage"], clip=self.clip, clip_high=self.clip_high)
+        each = grpo_loss(log_prob, old, batch["advantage"], clip=self.clip, clip_high=self.clip_high)
         terms = {"loss_policy": self._mean(each, free, batch), **moved}
         if base is not None:
             drift = self._mean((base - log_prob).expm1() - (base - log_prob), free, batch)
