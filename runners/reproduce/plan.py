@@ -90,7 +90,7 @@ class Plan:
         return owners
 
     def as_json(self) -> dict[str, Any]:
-        """What the page needs of it."""
+        """What stands beside the numbers."""
         return {
             "command": ["srgym", "reproduce", *self.arguments], "made_with": made_with(),
             "settings": dict(self.settings), "fixed": list(self.fixed), "claims": [claim.name for claim in self.claims],
