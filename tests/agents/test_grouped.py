@@ -243,7 +243,7 @@ def test_dppo_is_grpo_without_a_clip_until_a_step_has_gone_too_far(toy):
     options = {"group_size": 4, "steps": 4, "kl": 0.0}
     free, bound = FlowDPPO(policy, toy.reward(), delta=1e9, **options), FlowDPPO(policy, toy.reward(), **options)
     plain = FlowGRPO(policy, toy.reward(), clip=1e9, **options)
-    rollout = toy.collect(plain, torch.arange(3))
+    rollout = toy.collect(free, torch.arange(3))
     rows = [agent.prepare(rollout) for agent in (free, bound, plain)]
     for agent in (free, bound, plain):
         agent._first = False
