@@ -13,8 +13,8 @@ E[A (v - v_old)] / (c b).
 No likelihoods, no trajectories: any solver may collect.
 
 Fine-tuning makes velocities longer than the base's, and images harsher; `norm_guard` (NormGuard, Pan et al. 2026, arXiv
-2606.27771) is a hinge on that, mean max(0, ||v_theta|| / ||v_base|| - 1) at its weight. The paper has a hinge on
-||v_theta|| over ||v_base||; that it is relative here is this library's choice.
+2606.27771) is a hinge on that, mean max(0, ||v_theta|| / ||v_base|| - 1) at its weight. Of the paper the abstract alone
+was at hand, which names the hinge: that it is relative, and how it is weighed, are this library's choices.
 """
 
 from typing import Any
