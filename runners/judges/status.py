@@ -30,7 +30,8 @@ def status(made: JudgeSet) -> Iterator[str]:
 
 def _pool(made: JudgeSet) -> Iterator[str]:
     inputs, settings = Counter((own.split, own.kind) for own in made.inputs), made.about["settings"]
-    wanted = sum(settings[split] for split in SPLITS) if "layout" not in settings else len(made.inputs)
+    planned = set(SPLITS) <= set(settings)  # by `srgym judge pool`
+    wanted = sum(settings[split] for split in SPLITS) if planned else len(made.inputs)
     told = ", ".join(f"{inputs[split, kind]} {kind} in {split}" for split in SPLITS for kind in ("synthetic", "real")
                      if inputs[split, kind])  # fmt: skip
     yield f"inputs: {told or 'none yet'}{_left(len(made.inputs), wanted)}"

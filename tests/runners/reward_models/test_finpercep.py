@@ -116,7 +116,7 @@ def test_impossible_settings_are_refused(change, told):
 
 
 def test_an_unknown_model_and_a_policy_of_another_kind_are_refused(toy, tmp_path):
-    with pytest.raises(ValueError, match="one of compass, finpercep, got 'clip'"):
+    with pytest.raises(ValueError, match="one of compass, finpercep, lucid, got 'clip'"):
         train_scorer({"model": "clip"}, toy.policy(), ENV, tmp_path, 0)
     with pytest.raises(rewards.Incompatible, match="come from the compact policy"):
         build_finpercep(FinPercepSettings(), toy.policy(), ENV, tmp_path, 0)
