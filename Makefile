@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[judges,judge,pool,dev]"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[judges,dev]"
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

