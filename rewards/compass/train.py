@@ -23,7 +23,10 @@ from srgym.rewards.registry import make
 ANCHOR, FIDELITY = "ssimulacra2", "structure_texture"
 TRUTH = "truth"  # the kind of a group's ground truth
 
-__all__ = ["ANCHOR", "FIDELITY", "TRUTH", "Group", "correlations", "label", "train_scorer", "unlabelled"]
+__all__ = [
+    "ANCHOR", "FIDELITY", "TRUTH", "Group", "correlations", "fit_scorer", "label", "label_loss", "predict",
+    "train_scorer", "unlabelled",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _rank_loss(predicted: Tensor, target: Tensor, sharpness: float) -> Tensor:
     return (gap.abs() * F.softplus(-gap.sign() * margin)).sum() / gap.abs().sum().clamp_min(1e-6)
 
 
-def _predict(model: CompactCompass, lr: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def predict(model: CompactCompass, lr: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Quality and fidelity of a context's [3, h, w] images: [M] each."""
     lr_up = F.interpolate(lr[None], size=images.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
     return model.rate(lr_up.expand_as(images), images)
@@ -116,17 +119,21 @@ def _family_loss(predicted: Tensor, targets: Tensor) -> Tensor:
     return 1 - (_standard(predicted) * _standard(targets).mean(0)).mean()
 
 
-def _group_loss(quality: Tensor, fidelity: Tensor, group: Group, family: float) -> Tensor:
-    """Absolute errors, the order inside the group, and `family` times that inside each policy's samples."""
+def label_loss(quality: Tensor, fidelity: Tensor, group: Group) -> Tensor:
+    """Absolute errors against a group's labels, and the order inside the group."""
     absolute = F.smooth_l1_loss(quality, group.quality, beta=0.25)
     absolute = absolute + 8 * F.smooth_l1_loss(fidelity, group.fidelity, beta=0.05)
+    return absolute + _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
+
+
+def _group_loss(quality: Tensor, fidelity: Tensor, group: Group, family: float) -> Tensor:
+    """Against the labels, and `family` times the order inside each policy's samples."""
     families = [
         _family_loss(quality[rows], group.votes[:, rows]) + _family_loss(fidelity[rows], group.fidelity[None, rows])
         for rows in group.families()
     ]
     inside = torch.stack(families).mean() if families else quality.new_zeros(())
-    ordered = _rank_loss(quality, group.quality, 8.0) + _rank_loss(fidelity, group.fidelity, 40.0)
-    return absolute + ordered + family * inside
+    return label_loss(quality, fidelity, group) + family * inside
 
 
 def _order_loss(quality: Tensor, fidelity: Tensor, better: Tensor, worse: Tensor) -> Tensor:
@@ -155,7 +162,7 @@ def _flattered(model: CompactCompass, lr: Tensor, images: Tensor, generator: tor
     """
 
     def score(images: Tensor) -> Tensor:
-        quality, fidelity = _predict(model, lr, images)
+        quality, fidelity = predict(model, lr, images)
         return quality + 4 * fidelity
 
     strength, which = torch.rand((2, len(images), 1, 1, 1), generator=generator)
@@ -178,7 +185,7 @@ def _loss(
         images = torch.cat([images, faults_of(images[group.kinds.index(TRUTH)][None], faults, generator)])
     if flatter:
         images = _flattered(model, group.lr, images, generator, flatter)
-    quality, fidelity = _predict(model, group.lr, images)
+    quality, fidelity = predict(model, group.lr, images)
     loss = _group_loss(quality[:known], fidelity[:known], group, family) if group.labelled else quality.new_zeros(())
     better, worse = _known_order(group.kinds, len(images))
     return loss + order * _order_loss(quality, fidelity, better, worse) if len(better) else loss
@@ -220,7 +227,7 @@ def correlations(model: CompactCompass, groups: Sequence[Group]) -> dict[str, fl
     found: dict[str, list[float]] = {}
     everything: dict[str, list[Tensor]] = {"quality": [], "fidelity": [], "quality_label": [], "fidelity_label": []}
     for group in groups:
-        quality, fidelity = _predict(model, group.lr, group.images)
+        quality, fidelity = predict(model, group.lr, group.images)
         for name, predicted, target in (
             ("quality", quality, group.quality),
             ("fidelity", fidelity, group.fidelity),
@@ -273,6 +280,32 @@ def train_scorer(
         finder: what the scorer looks with, compact and of stage 1; an untrained one when None.
         report: called with the loss and the validation correlations five times over the run.
     """
+
+    def loss(model: CompactCompass, group: Group, generator: torch.Generator, step: int) -> Tensor:
+        climbed = flatter * (step % 2)
+        return _loss(model, group, generator, faults=faults, order=order, family=family, flatter=climbed)
+
+    return fit_scorer(
+        train, validation, loss, steps=steps, lr=lr, groups_per_step=groups_per_step, finder=finder, seed=seed,
+        report=report,
+    )  # fmt: skip
+
+
+def fit_scorer(
+    train: Sequence[Group],
+    validation: Sequence[Group],
+    loss: Callable[[CompactCompass, Group, torch.Generator, int], Tensor],
+    *,
+    steps: int,
+    lr: float = 2e-3,
+    groups_per_step: int = 2,
+    finder: FinPercepRM | None = None,
+    seed: int = 0,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> CompactCompass:
+    """Train a scorer by a loss of it on a varied group, with a generator and the step, and return the average of its
+    weights (EMA .99). The other arguments are `train_scorer`'s.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = CompactCompass().train()
@@ -289,18 +322,14 @@ def train_scorer(
         losses = []
         for i in picked:
             with torch.autocast("cpu", half, enabled=half is not None):
-                group = _vary(train[int(i)], generator)
-                climbed = flatter * (step % 2)
-                losses.append(
-                    _loss(model, group, generator, faults=faults, order=order, family=family, flatter=climbed)
-                )
-        loss = torch.stack(losses).mean()
+                losses.append(loss(model, _vary(train[int(i)], generator), generator, step))
+        total = torch.stack(losses).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        running = 0.98 * running + 0.02 * float(loss.detach())
+        running = 0.98 * running + 0.02 * float(total.detach())
         if (step + 1) % max(1, steps // 5) == 0:
             report({"step": step + 1, "loss": running, **correlations(averaged, validation)})
     return averaged.eval()

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from srgym.errors import Refusal
+from srgym.notebook import table
 
 __all__ = [
     "LEVEL", "Band", "Estimate", "Floats", "Interval", "Spread", "as_runs", "complete", "spread_of", "student_band",
@@ -48,6 +49,19 @@ class Interval:
     p: float = np.nan
     error: float = np.nan
     freedom: float = np.nan
+
+    def __repr__(self) -> str:
+        return f"Interval({', '.join(f'{name}={text}' if name else text for name, text in self._told())})"
+
+    def _repr_html_(self) -> str:
+        told = dict(self._told())
+        return table(["estimate", *filter(None, told)], [list(told.values())])
+
+    def _told(self) -> list[tuple[str, str]]:
+        known = self.low == self.low
+        bounds = f"[{self.low:.4g}, {self.high:.4g}]" if known else "without bounds"
+        units = [("photographs", f"{self.units}"), ("seeds", f"{self.seeds}")]
+        return [("", f"{self.value:.4g} {bounds}"), *units, *([("p", f"{self.p:.2g}")] if self.p == self.p else [])]
 
     @property
     def above_zero(self) -> bool:

@@ -1,4 +1,4 @@
-"""Who answers questions in tests: an engine with a script, and a small model of the real classes."""
+"""Who answers questions in tests: an engine with a script, and a tiny model of the real classes."""
 
 import asyncio
 import json
@@ -10,24 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
-
-_SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if 'text' in part %}{{ part['text'] }}{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
+from srgym.runners.judges.tiny import write_tiny
 
 Handler = Callable[[Mapping[str, Any], Mapping[str, str]], tuple[int, str] | str]
 
@@ -139,101 +124,4 @@ def start_server() -> Iterator[Callable[[Handler], Served]]:
 @pytest.fixture(scope="session")
 def tiny_qwen3vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a Qwen3-VL with 0.2 M random weights, its tokenizer and its processor."""
-    folder = tmp_path_factory.mktemp("qwen3vl")
-    tokenizer = _tokenizer()
-    _model(tokenizer).save_pretrained(folder)
-    _processor(tokenizer).save_pretrained(folder)
-    return folder
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    # Every digit on its own, as in Qwen's tokenizers: the digits of a score are tokens.
-    single = pre_tokenizers.Split(Regex(r"\d"), "isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, letters])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False)
-    corpus = ['{"fidelity":0.83,"q_lr":2.10,"q_sr":3.75,"description":"the second image is sharper"}'] * 8
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=4096,
-        chat_template=_TEMPLATE,
-    )
-
-
-def _model(tokenizer: Any) -> Any:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    of = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
-    text = {
-        "vocab_size": 64 * (len(tokenizer) // 64 + 1),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,  # vLLM's CPU attention takes no smaller one
-        "max_position_embeddings": 4096,
-        "rope_parameters": rope,
-        "pad_token_id": of("<|endoftext|>"),
-        "bos_token_id": of("<|endoftext|>"),
-        "eos_token_id": of("<|im_end|>"),
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 64,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0],
-    }
-    config = Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=of("<|image_pad|>"),
-        video_token_id=of("<|video_pad|>"),
-        vision_start_token_id=of("<|vision_start|>"),
-        vision_end_token_id=of("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Qwen3VLForConditionalGeneration(config).eval()
-        with torch.no_grad():
-            # At the library's initial scale (0.02) the image barely moves the answer; this makes it count.
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0, 0.08)
-    model.generation_config.eos_token_id = of("<|im_end|>")
-    model.generation_config.pad_token_id = of("<|endoftext|>")
-    return model
-
-
-def _processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    patches = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
-    mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    images = Qwen2VLImageProcessor(**patches, **mean, size={"shortest_edge": 32 * 32, "longest_edge": 128 * 128})
-    videos = Qwen3VLVideoProcessor(
-        **patches, **mean, size={"shortest_edge": 4 * 32 * 32, "longest_edge": 4 * 128 * 128}
-    )
-    return Qwen3VLProcessor(
-        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
-    )
+    return write_tiny(tmp_path_factory.mktemp("qwen3vl"), width=64, layers=2, tokens=384, spread=0.08)

@@ -16,7 +16,7 @@ from srgym.rewards.serving.engines import make_engine
 from srgym.rewards.serving.guide import PatternGuide
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
-from srgym.rewards.serving.prompts import COMPASS_FIELDS
+from srgym.rewards.serving.prompts import COMPASS_FIELDS, compass
 from srgym.rewards.serving.question import Question, Reply, encode_images
 
 
@@ -57,6 +57,23 @@ def test_a_pair_is_shown_as_two_images_of_one_size_and_its_scores_are_read(
         assert question.images == (png(enlarge(lr, sr)[i]), png(sr[i]))
         assert question.stop == ('"description"',)
     assert len({question.seed for question in engine.asked}) == 4
+
+
+def test_the_question_says_where_the_input_comes_from_and_asks_for_fidelity_where_it_is_known(
+    scripted: Any, pairs: Any
+) -> None:
+    synthetic, real = compass("synthetic"), compass("real")
+    assert synthetic.startswith("<type: synthetic>\n")
+    assert real.startswith("<type: real>\n")
+    assert all(f"- {name}, from" in synthetic for name in COMPASS_FIELDS)
+    assert "fidelity" not in real
+    assert "two scores" in real
+    with pytest.raises(ValueError, match="expected an input of kind synthetic or real, got 'made'"):
+        compass("made")
+    # The reward needs F, whatever the input.
+    engine = scripted(lambda _: Reply('{"fidelity":0.5,"q_lr":2,"q_sr":3}'))
+    MLLMScorer(engine)(*pairs)
+    assert {question.text for question in engine.asked} == {synthetic}
 
 
 def test_a_row_without_a_score_is_invalid_and_the_others_keep_theirs(scripted: Any, pairs: Any) -> None:
@@ -201,5 +218,5 @@ def test_engines_are_made_by_name_and_refuse_what_they_cannot_do(tmp_path: Path,
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="trust_remote_code"):
         make_engine({"engine": "vllm", "path": str(tmp_path), "trust_remote_code": True}, model="x")
-    with pytest.raises(ValueError, match="expected 'q_lr' to be one token"):
-        engine.answer([Question("?", choices=("fidelity", "q_lr"))])
+    with pytest.raises(ValueError, match="expected '12' to be one token"):
+        engine.answer([Question("?", choices=("1", "12"))])

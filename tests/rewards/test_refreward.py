@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from srgym.rewards import make
-from srgym.rewards.refreward import RefReward, ranking_reward, ranking_rewards
+from srgym.rewards.refreward import FORMS, RefReward, ranking_reward, ranking_rewards
 from srgym.rewards.serving.question import Reply, encode_images
 
 
@@ -63,21 +63,40 @@ def phi(z: float) -> float:
     return (1 + math.erf(z / math.sqrt(2))) / 2
 
 
-def test_the_ranking_reward_is_the_fidelity_of_two_probabilities() -> None:
+def paid(s: float, m: float, v: float, w: float, g: float, form: str = "linear") -> float:
+    """The ranking reward of plain numbers."""
+    return float(ranking_reward(*(torch.tensor(x, dtype=torch.float64) for x in (s, m, v, w, g)), form))
+
+
+def test_the_ranking_reward_is_the_chance_of_agreeing_with_the_truth() -> None:
     for s, m, v, w, g in [(3.0, 2.0, 0.5, 0.25, 1.0), (3.0, 2.0, 0.5, 0.25, 0.0), (1.0, 4.0, 1.0, 1.0, 0.5)]:
         p = phi((s - m) / math.sqrt(v + w + 1e-6))
-        expected = math.sqrt(p * g) + math.sqrt((1 - p) * (1 - g))
-        got = ranking_reward(*(torch.tensor(x, dtype=torch.float64) for x in (s, m, v, w, g)))
-        assert got.item() == pytest.approx(expected, abs=1e-9)
+        assert paid(s, m, v, w, g) == pytest.approx(p * g + (1 - p) * (1 - g), abs=1e-9)
+        fidelity = math.sqrt(p * g) + math.sqrt((1 - p) * (1 - g))
+        assert paid(s, m, v, w, g, "square_root") == pytest.approx(fidelity, abs=1e-9)
+    with pytest.raises(ValueError, match="expected a ranking reward of form linear or square_root, got 'sqrt'"):
+        paid(1.0, 1.0, 0.0, 0.0, 1.0, "sqrt")
 
 
-def test_the_ranking_reward_is_best_when_the_belief_is_the_truth() -> None:
+def test_a_tie_pays_no_more_than_a_judge_that_is_right_half_of_the_time() -> None:
+    # A sure judge, right and wrong in turn, and one that tells nothing apart, over pairs of which one is better.
+    coin = {form: (paid(9.0, 1.0, 0.0, 0.0, 1.0, form) + paid(1.0, 9.0, 0.0, 0.0, 1.0, form)) / 2 for form in FORMS}
+    tied = {form: paid(3.0, 3.0, 0.0, 0.0, 1.0, form) for form in FORMS}
+    assert coin == pytest.approx({"linear": 0.5, "square_root": 0.5})
+    assert tied["linear"] == pytest.approx(coin["linear"])
+    # What the other form pays: a tie is worth a judge that is right in 71% of the cases.
+    assert tied["square_root"] == pytest.approx(math.sqrt(0.5))
+
+
+def test_the_reward_grows_with_every_step_towards_the_truth() -> None:
     z = torch.linspace(-6, 6, 401)
-    for g in (0.0, 0.5, 1.0):
+    for g, slope in ((0.0, -1), (1.0, 1)):
         reward = ranking_reward(z, torch.zeros(()), torch.ones(()), torch.zeros(()), torch.tensor(g))
-        assert reward.max() == pytest.approx(1.0, abs=1e-3)
-        assert z[reward.argmax()].item() == pytest.approx({0.0: -6.0, 0.5: 0.0, 1.0: 6.0}[g], abs=1.5)
         assert ((reward >= 0) & (reward <= 1 + 1e-6)).all()
+        assert (reward.diff() * slope >= 0).all()
+    # Where neither is better, no answer is.
+    tie = ranking_reward(z, torch.zeros(()), torch.ones(()), torch.zeros(()), torch.tensor(0.5))
+    torch.testing.assert_close(tie, torch.full_like(tie, 0.5))
 
 
 def test_answers_that_rank_right_beat_those_that_rank_wrong_and_unreadable_ones_get_nothing() -> None:
@@ -91,7 +110,7 @@ def test_answers_that_rank_right_beat_those_that_rank_wrong_and_unreadable_ones_
     mean = sum(first) / 3
     v = sum((s - mean) ** 2 for s in first) / 3
     w = sum((s - 2.05) ** 2 for s in second) / 2
-    assert rewards[0, 0].item() == pytest.approx(1 + math.sqrt(phi((4.0 - 2.05) / math.sqrt(v + w + 1e-6))), abs=1e-5)
+    assert rewards[0, 0].item() == pytest.approx(1 + phi((4.0 - 2.05) / math.sqrt(v + w + 1e-6)), abs=1e-5)
 
 
 def test_without_comparisons_a_readable_answer_gets_its_format_bit() -> None:

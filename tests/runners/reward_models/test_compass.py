@@ -16,9 +16,9 @@ from srgym.rewards.compass.train import (
     _known_order,
     _loss,
     _order_loss,
-    _predict,
     correlations,
     label,
+    predict,
     train_scorer,
 )
 from srgym.runners.reward_models.compass import ScorerSettings, candidates, make_groups, shaken
@@ -73,7 +73,7 @@ def test_flattered_images_stay_within_two_grey_levels_and_score_higher():
     moved = (flattered - group.images).abs().amax((1, 2, 3))
     assert moved.max() <= 2.501 / 255  # two, and the rounding to 8 bits
     assert (moved < 0.51 / 255).any() and (moved > 1 / 255).any()
-    gain = _predict(model, group.lr, flattered)[0] - _predict(model, group.lr, group.images)[0]
+    gain = predict(model, group.lr, flattered)[0] - predict(model, group.lr, group.images)[0]
     assert gain[moved > 1 / 255].min() > 0
 
 
@@ -101,7 +101,7 @@ def test_a_group_without_labels_teaches_its_order_alone(tiny_policy):
     how = {"faults": 3, "order": 4.0, "family": 0.1, "flatter": 0.0}
     loss = _loss(model, group, torch.Generator().manual_seed(1), **how)
     images = torch.cat([group.images, faults_of(group.images[3:4], 3, torch.Generator().manual_seed(1))])
-    quality, fidelity = _predict(model, group.lr, images)
+    quality, fidelity = predict(model, group.lr, images)
     torch.testing.assert_close(loss, 4 * _order_loss(quality, fidelity, *_known_order(group.kinds, 11)))
     labels = replace(group, labelled=True)
     assert _loss(model, labels, torch.Generator().manual_seed(1), **how) > loss

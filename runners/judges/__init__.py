@@ -1,0 +1,1 @@
+"""Making judges: their data, training, measuring and distilling."""
