@@ -135,3 +135,29 @@ def test_a_file_that_is_wrong_is_refused(before, after, sentence, claims):
     (claims / "tiny.yaml").write_text(TINY.replace(before, after, 1))
     with pytest.raises(Refusal, match=re.escape(sentence)):
         plan(claims)
+
+
+def test_test_time_tuning_sees_the_test_images_and_no_truth(tmp_path):
+    made = make_plan(["claim=oars_table4", "seeds=1", "many=1", f"out={tmp_path}"])
+    tuned = next(planned for planned in made.cells.values() if planned.arm == "tuned")
+    stages = {stage.name: stage for stage in tuned.config.stages}
+    assert list(stages) == ["full_reference", "non_reference", "ttt"]
+    assert stages["ttt"].start_from == "non_reference"
+    assert stages["ttt"].sections["env"] == {**stages["non_reference"].sections["env"], "split": "test"}
+    assert stages["ttt"].sections["reward"]["mode"] == "non_reference"
+    where = {planned.arm: planned.cell.request.get("probe", {}).get("test") for planned in made.cells.values()}
+    assert (where["there"], where["elsewhere"]) == ({"split": "test"}, {"split": "validation"})
+
+
+def test_the_curriculums_generator_climbs_each_model_of_one_training(tmp_path):
+    made = make_plan(["claim=finpercep_ccl", "seeds=1", f"out={tmp_path}"])
+    arms = {planned.arm: planned for planned in made.cells.values() if planned.cell.request.get("probe") is None}
+    models = arms.pop("models").cell.name
+    rewards = {arm: [stage.sections["reward"] for stage in own.config.stages] for arm, own in arms.items()}
+    prefix = f"{models}/stages/scorer/"
+    climbed = {arm: [reward["weights"].removeprefix(prefix) for reward in own] for arm, own in rewards.items()}
+    assert climbed == {
+        "curriculum": ["rm0", "rm1", "rm2", "rm3"], "reversed": ["rm3", "rm2", "rm1", "rm0"], "fixed": ["rm3"] * 4,
+    }  # fmt: skip
+    shares = [stage.sections["runner"]["iterations"] for stage in arms["curriculum"].config.stages]
+    assert [share / sum(shares) for share in shares] == [0.4, 0.2, 0.2, 0.2]
