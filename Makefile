@@ -1,10 +1,13 @@
 # `make demo` and `make test` set themselves up on a fresh machine: both install into .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+PAGES = $(wildcard docs/tutorials/*.md)
+NOTEBOOKS = $(PAGES:docs/%.md=build/%.ipynb)
+LIBRARY = $(wildcard agents/*.py envs/*.py policies/*.py policies/*/*.py rewards/*.py rewards/*/*.py runners/*/*.py src/srgym/*.py)
 PIP = $(VENV)/bin/python -m pip
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test campaign lint types install install-dev clean
+.PHONY: demo test campaign lint types install install-dev docs docs-serve tutorials wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[judges,dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[judges,docs]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -38,6 +45,28 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy -p srgym
+
+# The pages of docs/tutorials, run as notebooks; again where a page or the library has changed.
+tutorials: $(NOTEBOOKS)
+
+build/tutorials/%.ipynb: docs/tutorials/%.md tools/tutorials.py $(LIBRARY) | $(VENV)/.installed-docs
+	$(VENV)/bin/python tools/tutorials.py $*
+
+# The site, into build/site; a warning is an error, and so is a page that asks anybody else for anything.
+docs docs-serve: export NO_MKDOCS_2_WARNING ?= 1
+docs: $(NOTEBOOKS)
+	$(VENV)/bin/mkdocs build --quiet --strict
+	! grep -rnE '<(script|img|iframe|source)[^>]* src="(https?:)?//|<link[^>]* href="https?://' --include='*.html' build/site
+	! grep -rnE 'url\(["'"'"']?(https?:)?//' --include='*.css' build/site
+
+docs-serve: $(NOTEBOOKS)
+	$(VENV)/bin/mkdocs serve
+
+# The wheel, and the smoke experiment by it alone, away from the checkout.
+wheel: $(VENV)/.installed-dev
+	rm -rf build/lib build/wheel && mkdir -p build/wheel
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)/bin/python tools/try_wheel.py dist build/wheel
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

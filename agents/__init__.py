@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from srgym.agents.base import Need as Need
     from srgym.agents.codec import Codec as Codec
     from srgym.agents.cold_start import ColdStart as ColdStart
+    from srgym.agents.crd import CRD as CRD
+    from srgym.agents.crd import crd_loss as crd_loss
     from srgym.agents.dgpo import DGPO as DGPO
     from srgym.agents.dgpo import dgpo_weight as dgpo_weight
     from srgym.agents.diffusion_nft import DiffusionNFT as DiffusionNFT
@@ -31,8 +33,14 @@ if TYPE_CHECKING:
     from srgym.agents.gdpo_sr import gdpo_loss as gdpo_loss
     from srgym.agents.grouped import GroupedAgent as GroupedAgent
     from srgym.agents.groups import Combine as Combine
+    from srgym.agents.groups import Comparison as Comparison
     from srgym.agents.groups import GroupFilter as GroupFilter
     from srgym.agents.groups import group_advantage as group_advantage
+    from srgym.agents.mapo import MaPO as MaPO
+    from srgym.agents.mapo import mapo_margin as mapo_margin
+    from srgym.agents.neighbor_grpo import NeighborGRPO as NeighborGRPO
+    from srgym.agents.paired import PairAgent as PairAgent
+    from srgym.agents.ratio import RatioAgent as RatioAgent
     from srgym.agents.refl import REFL as REFL
     from srgym.agents.refl import refl_loss as refl_loss
     from srgym.agents.registry import agent_class as agent_class
@@ -40,7 +48,7 @@ if TYPE_CHECKING:
     from srgym.agents.registry import make as make
     from srgym.agents.token_cold_start import TokenColdStart as TokenColdStart
     from srgym.agents.token_grpo import TokenGRPO as TokenGRPO
-    from srgym.agents.token_grpo import token_grpo_loss as token_grpo_loss
+    from srgym.agents.trajectory import TrajectoryAgent as TrajectoryAgent
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -49,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["Agent", "Need"],
         "codec": ["Codec"],
         "cold_start": ["ColdStart"],
+        "crd": ["CRD", "crd_loss"],
         "dgpo": ["DGPO", "dgpo_weight"],
         "diffusion_nft": ["DiffusionNFT", "nft_loss"],
         "dpo": ["DPO", "dpo_loss"],
@@ -58,10 +67,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "forward": ["ForwardAgent"],
         "gdpo_sr": ["GDPOSR", "gdpo_loss"],
         "grouped": ["GroupedAgent"],
-        "groups": ["Combine", "GroupFilter", "group_advantage"],
+        "groups": ["Combine", "Comparison", "GroupFilter", "group_advantage"],
+        "mapo": ["MaPO", "mapo_margin"],
+        "neighbor_grpo": ["NeighborGRPO"],
+        "paired": ["PairAgent"],
+        "ratio": ["RatioAgent"],
         "refl": ["REFL", "refl_loss"],
         "registry": ["agent_class", "available", "make"],
         "token_cold_start": ["TokenColdStart"],
-        "token_grpo": ["TokenGRPO", "token_grpo_loss"],
+        "token_grpo": ["TokenGRPO"],
+        "trajectory": ["TrajectoryAgent"],
     },
 )

@@ -10,16 +10,15 @@ first update rho is 1, and what is left is the advantage times the gradient of t
 solver may collect.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.flow import matching_error
-from srgym.agents.flow_grpo import ADVANTAGE_CLIP, grpo_loss
+from srgym.agents.flow_grpo import grpo_loss
 from srgym.agents.forward import ForwardAgent
-from srgym.agents.groups import Combine, GroupFilter
+from srgym.agents.groups import ADVANTAGE_CLIP
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
@@ -67,13 +66,12 @@ class AWM(ForwardAgent):
     """Advantage weighted matching.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`.
+        policy, reward: see `ForwardAgent`.
         weighting, power, clip: see `awm_loss`.
         advantage_scale: advantages are clipped to 5 deviations, which count for so much.
-        kl: weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
         trust: weight of mean (v_theta - v_old)^2; the published code has 1, with an average of the learner (`linear`)
             that doesn't sample there.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
+        kl, options: see `ForwardAgent`.
     """
 
     name = "awm"
@@ -83,28 +81,15 @@ class AWM(ForwardAgent):
         policy: FlowPolicy,
         reward: Reward | None = None,
         *,
-        group_size: int = 24,
-        steps: int = 6,
-        solver: str = "dpm2m",
         weighting: str = "power",
         power: float = 0.25,
         clip: float = 1.0,
         advantage_scale: float = 1.0,
         kl: float = 3e-3,
         trust: float = 0.0,
-        old: str | float = "on_policy",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides,
-        )  # fmt: skip
+        super().__init__(policy, reward, kl=kl, **options)
         if not (clip > 0 and advantage_scale > 0 and trust >= 0 and 0 < power <= 1):
             raise Refusal(
                 "expected clip and advantage_scale above 0, trust of at least 0 and power in (0, 1], got "

@@ -11,15 +11,77 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from srgym.agents.groups import group_advantage
+from srgym.agents.groups import Assessment, Combine, group_advantage
 from srgym.document import SECTIONS
+from srgym.errors import Refusal
+from srgym.policies.base import Policy
+from srgym.rewards.base import Incompatible, Reward
 
-__all__ = ["LAST", "aggregate", "compare", "to_go"]
+__all__ = ["CREDITS", "LAST", "LEVELS", "aggregate", "check_credit", "compare", "credited", "to_go"]
+
+LEVELS = ("sequence", "token", "section")
+CREDITS = ("sum", "to_go", "local")
 
 LAST = {"degradation": "degradation", "understanding": "rough_understand"}
 """The last section that a component of realsr_r1 looks at; any other looks at the whole document."""
 
 _EPS = 1e-2  # of a component's spread in a group: one that hardly differs is no lesson
+
+
+def check_credit(credit: str, level: str, policy: Policy, combine: Combine | None) -> None:
+    """Refuse a credit or a level that isn't one, or that doesn't go with the policy or with other weights.
+
+    Raises:
+        Incompatible: for a policy that doesn't say which token earned what.
+    """
+    if level not in LEVELS or credit not in CREDITS:
+        raise Refusal(f"expected level of {LEVELS} and credit of {CREDITS}, got '{level}' and '{credit}'")
+    if credit != "sum" and combine is not None:
+        raise Refusal(f"credit='{credit}' weighs the reward's components itself: leave combine out, or credit='sum'")
+    if credit == "local" and not hasattr(policy, "answers"):
+        raise Incompatible(
+            f"credit='local' asks which token earned what, and '{policy.name}' doesn't say: take compact_vlcot, or "
+            "credit='to_go'"
+        )
+
+
+def credited(
+    credit: str, rollout: TensorDict, groups: Assessment, section: Tensor, group_size: int, reward: Reward | None
+) -> Tensor:
+    """Advantages of tokens.
+
+    Args:
+        credit: "sum": a token gets the advantage of its document; "to_go": each component of the reward is
+            standardised in its group, and a token gets those that it can still change; "local": besides, a token that
+            is scored alone (a degradation label, a sentence of the rough understanding, a patch of the final image)
+            gets what it earned itself in place of that, which is biased, and far less noisy.
+        rollout: [N], with `components` and, for "local", `answers`. groups: what its scores say.
+        section: of each token, int64 [N, L].
+        group_size: K. reward: what scored it.
+
+    Returns:
+        [N, L].
+
+    Raises:
+        Incompatible: for a reward whose components have no weights.
+    """
+    own, keep = groups.own, groups.keep[groups.own].to(section.device)
+    if credit == "sum":
+        return groups.advantage[own].to(section.device)[:, None].expand(section.shape)
+    weights = getattr(reward.score, "weights", None) if reward is not None else None
+    if not isinstance(weights, Mapping):
+        raise Incompatible(
+            f"credit='{credit}' gives out a reward's components by their weights, and "
+            f"'{reward.name if reward else None}' has none: take realsr_r1, or credit='sum'"
+        )
+    present = set(rollout["components"].keys())
+    weights = {name: weight for name, weight in weights.items() if weight and name in present}
+    components = {name: rollout["components"][name] for name in weights}
+    advantage = to_go(components, weights, section, group_size, keep)
+    if credit == "local":
+        alone = compare(rollout["answers"], torch.arange(len(section), device=section.device) // group_size)
+        advantage = torch.where((rollout["answers", "key"] >= 0) & keep[:, None], alone, advantage)
+    return advantage
 
 
 def to_go(
@@ -70,7 +132,7 @@ def compare(answers: TensorDict, group: Tensor) -> Tensor:
     return advantage.float()
 
 
-def aggregate(values: Tensor, free: Tensor, level: str, section: Tensor) -> Tensor:
+def aggregate(values: Tensor, free: Tensor, level: str, section: Tensor, usual: Tensor | float = 1.0) -> Tensor:
     """A document's value from its tokens': [N, L] to [N].
 
     Args:
@@ -78,6 +140,7 @@ def aggregate(values: Tensor, free: Tensor, level: str, section: Tensor) -> Tens
         level: "sequence": their mean; "token": their sum, for a mean over all tokens of the batch alike; "section": the
             mean of the sections' means, so that many image tokens don't drown a word.
         section: int64 [N, L].
+        usual: what "token" divides by, the usual number of tokens.
     """
     weight = free.to(values.dtype)
     if level == "section":
@@ -85,4 +148,4 @@ def aggregate(values: Tensor, free: Tensor, level: str, section: Tensor) -> Tens
         sums, counts = (member * values[..., None]).sum(1), member.sum(1)
         return (sums / counts.clamp_min(1)).sum(1) / (counts > 0).sum(1).clamp_min(1)
     total = (weight * values).sum(1)
-    return total if level == "token" else total / weight.sum(1).clamp_min(1)
+    return total / usual if level == "token" else total / weight.sum(1).clamp_min(1)

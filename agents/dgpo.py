@@ -6,13 +6,11 @@ e = ||v_theta - (eps - x0)||^2, a mean over elements. A group that is told apart
 less. Samples of a group share their noise and times; any solver may collect.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from srgym.agents.grouped import GroupedAgent
-from srgym.agents.groups import Combine, GroupFilter
+from srgym.agents.grouped import WeighedAgent
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
@@ -27,17 +25,16 @@ def dgpo_weight(z: Tensor, group_size: int, *, beta: float) -> Tensor:
     return (beta / group_size * z).sigmoid()
 
 
-class DGPO(GroupedAgent):
+class DGPO(WeighedAgent):
     """DGPO.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`.
+        policy, reward: see `ForwardAgent`.
         beta: how sharply groups are weighed; 100 in the published code.
         reference: whose error a sample's is held against: "base", or "old", which follows the learner (the published
             code after some hundred steps).
         kl: weight of mean (v_theta - v_base)^2; 0.02 in the published code.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`. The published code trains four
-            of its ten times, of the noisier ones.
+        group_size, options: see `ForwardAgent`. The published code trains four of its ten times, of the noisier ones.
     """
 
     name = "dgpo"
@@ -48,27 +45,16 @@ class DGPO(GroupedAgent):
         reward: Reward | None = None,
         *,
         group_size: int = 16,
-        steps: int = 6,
-        solver: str = "dpm2m",
         beta: float = 100.0,
         reference: str = "base",
         kl: float = 0.02,
-        old: str | float = "on_policy",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
         if not beta > 0 or reference not in REFERENCES:
             raise Refusal(f"expected beta above 0 and reference of {REFERENCES}, got {beta} and '{reference}'")
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference=reference,
-        )  # fmt: skip
+        super().__init__(policy, reward, group_size=group_size, kl=kl, **options)
         self.beta = beta
+        self.reference = None if reference == "base" else reference
 
     def weight(self, z: Tensor) -> Tensor:
         return dgpo_weight(z, self.group_size, beta=self.beta)

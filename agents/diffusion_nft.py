@@ -11,9 +11,12 @@ With D = v_theta - v_old, A the clipped advantage, c its clip and norms that are
 (c/b) ||v_old - v||^2 + c b ||D||^2 + 2 A <D, v_old - v>: c b is the trust region, and the best D is
 E[A (v - v_old)] / (c b).
 No likelihoods, no trajectories: any solver may collect.
+
+Fine-tuning makes velocities longer than the base's, and images harsher; `norm_guard` (NormGuard, Pan et al. 2026, arXiv
+2606.27771) is a hinge on that, mean max(0, ||v_theta|| / ||v_base|| - 1) at its weight. Of the paper the abstract alone
+was at hand, which names the hinge: that it is relative, and how it is weighed, are this library's choices.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,12 +24,12 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from srgym.agents.forward import ForwardAgent
-from srgym.agents.groups import Combine, GroupFilter, optimality
+from srgym.agents.groups import optimality
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
 
-__all__ = ["FORMS", "DiffusionNFT", "nft_loss"]
+__all__ = ["FORMS", "DiffusionNFT", "nft_loss", "norm_excess"]
 
 FORMS = ("self_normalised", "plain")
 
@@ -75,6 +78,12 @@ def nft_loss(
     return clip / beta * (r * normalised(positive) + (1 - r) * normalised(negative))
 
 
+def norm_excess(v: Tensor, v_base: Tensor) -> Tensor:
+    """By what share the velocity is longer than the base's; 0 where it is shorter: [B]."""
+    ours, theirs = (torch.linalg.vector_norm(u.flatten(1), dim=1) for u in (v, v_base))
+    return torch.relu(ours / theirs - 1)
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
@@ -83,13 +92,13 @@ class DiffusionNFT(ForwardAgent):
     """DiffusionNFT, and under `clip=1` OARS.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`.
+        policy, reward: see `ForwardAgent`.
         beta: b.
         clip: c; 1 is OARS's text, 5 the published code's.
         form: see `nft_loss`.
         adv_mode: which advantages count, see `srgym.agents.groups.optimality`.
-        kl: k, the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
+        norm_guard: weight of `norm_excess`.
+        kl, old, options: see `ForwardAgent`; k is kl.
     """
 
     name = "diffusion_nft"
@@ -99,33 +108,28 @@ class DiffusionNFT(ForwardAgent):
         policy: FlowPolicy,
         reward: Reward | None = None,
         *,
-        group_size: int = 24,
-        steps: int = 6,
-        solver: str = "dpm2m",
         beta: float = 1.0,
         clip: float = 1.0,
         form: str = "self_normalised",
         adv_mode: str = "all",
+        norm_guard: float = 0.0,
         kl: float = 1e-4,
         old: str | float = "linear",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides,
-        )  # fmt: skip
-        if not (beta > 0 and clip > 0):
-            raise Refusal(f"expected beta and clip above 0, got {beta} and {clip}")
+        super().__init__(policy, reward, kl=kl, old=old, **options)
+        if not (beta > 0 and clip > 0 and norm_guard >= 0):
+            raise Refusal(
+                f"expected beta and clip above 0 and norm_guard of at least 0, got {beta}, {clip} and {norm_guard}"
+            )
         if form not in FORMS:
             raise Refusal(f"expected form of {FORMS}, got {form}")
-        self.beta, self.clip, self.form, self.adv_mode = beta, clip, form, adv_mode
+        self.beta, self.clip, self.form, self.adv_mode, self.norm_guard = beta, clip, form, adv_mode, norm_guard
         optimality(torch.zeros(0), clip, adv_mode)  # refuses an unknown mode now
+
+    @property
+    def asks_base(self) -> bool:
+        return self.kl > 0 or self.norm_guard > 0
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         rows = super().prepare(rollout)
@@ -138,4 +142,7 @@ class DiffusionNFT(ForwardAgent):
             v, v_old, x_t, batch["t"], x0, batch["optimality"], beta=self.beta, clip=self.clip, form=self.form
         )  # fmt: skip
         terms = {"loss_policy": each.mean(), "deviation": (v.detach() - v_old).square().mean()}
+        if self.norm_guard > 0 and v_base is not None:
+            excess = norm_excess(v, v_base).mean()
+            terms |= {"loss_norm": self.norm_guard * excess, "norm_excess": excess.detach()}
         return TensorDict(terms | self._held(v, v_base))

@@ -10,7 +10,7 @@ from srgym.errors import Refusal
 
 __all__ = ["OLD_SCHEDULES", "WeightAverage", "evaluation_decay", "old_decay"]
 
-OLD_SCHEDULES = ("on_policy", "linear", "delayed")
+OLD_SCHEDULES = ("on_policy", "linear", "delayed", "rising")
 
 
 def old_decay(schedule: str | float, updates: int) -> float:
@@ -18,7 +18,8 @@ def old_decay(schedule: str | float, updates: int) -> float:
 
     Args:
         schedule: "on_policy" (0), "linear" (min(0.001 s, 0.5)), "delayed" (0 until s = 75, then
-            min(0.0075 (s - 75), 0.999)), or a number in [0, 1), which stays.
+            min(0.0075 (s - 75), 0.999)), "rising" (min(0.25 + 0.005 s, 0.999), CRD's), or a number in [0, 1), which
+            stays.
         updates: the gradient steps s taken so far.
 
     Raises:
@@ -34,6 +35,8 @@ def old_decay(schedule: str | float, updates: int) -> float:
         return min(0.001 * updates, 0.5)
     if schedule == "delayed":
         return 0.0 if updates < 75 else min(0.0075 * (updates - 75), 0.999)
+    if schedule == "rising":
+        return min(0.25 + 0.005 * updates, 0.999)
     raise Refusal(
         f"unknown schedule of the old policy '{schedule}': expected {', '.join(OLD_SCHEDULES)}, or a number in [0, 1)"
     )

@@ -31,8 +31,8 @@ class FlowAgent(Agent):
         with self.policy.adapter(adapter):
             return self._velocity(x, t, cond)
 
-    def _old_velocity(self, v: Tensor, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-        """The sampler's velocity; the learner's `v` where the two are the same bit for bit, for no second forward."""
-        if self.policy.same_adapters("default", "old"):
+    def _velocity_beside(self, v: Tensor, adapter: str | None, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
+        """As `_velocity_of`; the learner's `v` where the two are the same bit for bit, for no second forward."""
+        if adapter is not None and self.policy.same_adapters("default", adapter):
             return v.detach()
-        return self._velocity_of("old", x, t, cond)
+        return self._velocity_of(adapter, x, t, cond)

@@ -6,17 +6,15 @@ D = mean (mu_theta - mu_old)^2 / (2 q^2) is the KL divergence of two Gaussian st
 noisy sample of it. The step has moved A's way where rho > 1 at a good sample, and where rho < 1 at a bad one.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srgym.agents.flow_grpo import RATIO_TOLERANCE, FlowGRPO, divergence
-from srgym.agents.groups import Combine, GroupFilter
+from srgym.agents.steps import Steps
+from srgym.agents.trajectory import TrajectoryAgent
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
-from srgym.policies.solvers import Transition
 from srgym.rewards.base import Incompatible, Reward
 
 __all__ = ["FlowDPPO", "dppo_loss"]
@@ -39,52 +37,25 @@ def dppo_loss(
     return torch.where((distance > delta) & away, 0.0, -advantage * rho)
 
 
-class FlowDPPO(FlowGRPO):
+class FlowDPPO(TrajectoryAgent):
     """Flow-DPPO.
 
     Args:
-        policy, reward: see `FlowGRPO`.
+        policy, reward: see `TrajectoryAgent`.
         delta: how far a step may go from that of the policy that sampled, before it is stopped.
-        group_size, steps, solver, noise_level, fast, window, kl, guidance, updates_per_iteration, epochs, std, filter,
-            combine, old_log_prob, ratio_tolerance, seed, ema, provides: see `FlowGRPO`.
+        options: see `TrajectoryAgent`.
 
     Raises:
-        Incompatible: for a solver that scores without a Gaussian density, and as `FlowGRPO`.
+        Incompatible: for a solver that scores without a Gaussian density.
     """
 
     name = "flow_dppo"
+    compares_means = True
 
     def __init__(
-        self,
-        policy: FlowPolicy,
-        reward: Reward | None = None,
-        *,
-        delta: float = 1e-5,
-        group_size: int = 24,
-        steps: int = 10,
-        solver: str = "sde",
-        noise_level: float | None = None,
-        fast: bool = False,
-        window: int = 2,
-        kl: float | None = None,
-        guidance: float = 1.0,
-        updates_per_iteration: int = 2,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        old_log_prob: str | None = None,
-        ratio_tolerance: float = RATIO_TOLERANCE,
-        seed: int = 0,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        self, policy: FlowPolicy, reward: Reward | None = None, *, delta: float = 1e-5, **options: Any
     ) -> None:
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, noise_level=noise_level, fast=fast,
-            window=window, kl=kl, guidance=guidance, updates_per_iteration=updates_per_iteration, epochs=epochs,
-            std=std, filter=filter, combine=combine, old_log_prob=old_log_prob, ratio_tolerance=ratio_tolerance,
-            seed=seed, ema=ema, provides=provides,
-        )  # fmt: skip
+        super().__init__(policy, reward, **options)
         if not delta > 0:
             raise Refusal(f"expected delta above 0, got {delta}")
         if not self._solver.gaussian:
@@ -92,21 +63,9 @@ class FlowDPPO(FlowGRPO):
                 "flow_dppo knows how far two Gaussian steps are apart, and this solver scores without a density: use "
                 "solver 'sde' or 'dance'"
             )
-        self._require_adapters("the policy that sampled (delta)")
         self.delta = delta
 
-    @property
-    def _asks_old(self) -> bool:
-        return True
-
-    def _objective(
-        self,
-        log_prob: Tensor,
-        old_log_prob: Tensor,
-        advantage: Tensor,
-        now: Transition,
-        before: Transition | None,
-        dt: Tensor,
-    ) -> Tensor:
-        assert before is not None
-        return dppo_loss(log_prob, old_log_prob, advantage, divergence(now, before).detach(), delta=self.delta)
+    def objective(self, steps: Steps) -> tuple[Tensor, Tensor]:
+        distance = steps.divergence().detach()
+        each = dppo_loss(steps.log_prob, steps.old_log_prob, steps.advantage, distance, delta=self.delta)
+        return each, each.detach() == 0

@@ -1,6 +1,6 @@
 """Agents that train on the forward process: samples of any solver, noised anew at the sampler's own times."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from srgym.agents.base import Need
 from srgym.agents.ema import old_decay
 from srgym.agents.flow import FlowAgent
-from srgym.agents.groups import STDS, Combine, GroupFilter, assess, from_config
+from srgym.agents.groups import Combine, Comparison, GroupFilter
 from srgym.agents.rows import make_rows, shared
 from srgym.agents.timesteps import corrupt, schedule_steps, share_of_steps
 from srgym.errors import Refusal
@@ -32,12 +32,10 @@ class ForwardAgent(FlowAgent):
         group_size: K.
         steps, solver: of the collecting rollout, deterministic and without guidance.
         kl: the weight of mean (v_theta - v_base)^2; at 0 the base isn't run.
-        old: how `old` follows the learner, once an iteration: "on_policy", "linear", "delayed", or a constant d.
+        old: how `old` follows the learner, once an iteration: a schedule's name or a constant d, see `old_decay`.
         time_share: of the sampler's times, how many each sample is trained at: int(share * steps).
+        std, filter, combine: see `Comparison`.
         epochs: optimiser steps of an iteration, each on all rows, with fresh noise.
-        std: what advantages are divided by: the group's spread or the whole batch's.
-        filter: fields of a `GroupFilter`; None: no group is filtered.
-        combine: fields of a `Combine`, to weigh the reward's components anew; None: the reward as it is.
         ema, provides: see `Agent`.
     """
 
@@ -47,37 +45,38 @@ class ForwardAgent(FlowAgent):
     def __init__(
         self,
         policy: FlowPolicy,
-        reward: Reward | None,
+        reward: Reward | None = None,
         *,
-        group_size: int,
-        steps: int,
-        solver: str,
-        kl: float,
-        old: str | float,
-        time_share: float,
-        epochs: int,
-        std: str,
-        filter: GroupFilter | Mapping[str, Any] | None,
-        combine: Combine | Mapping[str, Any] | None,
-        ema: float,
-        provides: Collection[str] | None,
+        group_size: int = 24,
+        steps: int = 6,
+        solver: str = "dpm2m",
+        kl: float = 0.0,
+        old: str | float = "on_policy",
+        time_share: float = 0.99,
+        std: str = "group",
+        filter: GroupFilter | Mapping[str, Any] | None = None,
+        combine: Combine | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(policy, reward, group_size=group_size, epochs=epochs, ema=ema, provides=provides)
+        super().__init__(policy, reward, group_size=group_size, **options)
         self._require_adapters("the policy that sampled")
         if not (kl >= 0 and 0 < time_share <= 1):
             raise Refusal(f"expected kl of at least 0 and time_share in (0, 1], got {kl} and {time_share}")
-        if std not in STDS or SOLVERS.get(solver) not in (Euler, DPM2M):
-            raise Refusal(f"expected std of {STDS} and a deterministic solver, got {std} and {solver}")
+        if SOLVERS.get(solver) not in (Euler, DPM2M):
+            raise Refusal(f"expected a deterministic solver (euler, dpm2m), got {solver}")
         old_decay(old, 0)
         self.sampling = Sampling(steps=steps, solver=solver)
-        self.kl, self.old, self.time_share, self.std = kl, old, time_share, std
-        kept = from_config(GroupFilter, filter)
-        self.filter = kept.for_reward(reward) if kept is not None else None
-        self.combine = from_config(Combine, combine)
+        self.kl, self.old, self.time_share = kl, old, time_share
+        self.compare = Comparison(reward, group_size, std=std, filter=filter, combine=combine)
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether `loss` runs the base."""
+        return self.kl > 0
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         assert self.sampling is not None
-        groups = assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
+        groups = self.compare(rollout)
         self.stats = groups.stats
         samples = rollout.select("x0", "cond")
         keep, advantage = (column[groups.own].to(samples["x0"].device) for column in (groups.keep, groups.advantage))
@@ -110,15 +109,15 @@ class ForwardAgent(FlowAgent):
         return x0, eps, corrupt(x0, eps, batch["t"]), samples["cond"][sample]
 
     def _velocities(self, x_t: Tensor, t: Tensor, cond: TensorDict) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The learner's velocity, with its graph, the old policy's, and the base's where the KL term wants it."""
+        """The learner's velocity, with its graph, the old policy's, and the base's where `asks_base`."""
         # The base first: its activations are gone before the learner's graph is built.
-        v_base = self._velocity_of(None, x_t, t, cond) if self.kl > 0 else None
+        v_base = self._velocity_of(None, x_t, t, cond) if self.asks_base else None
         v = self._velocity(x_t, t, cond)
-        return v, self._old_velocity(v, x_t, t, cond), v_base
+        return v, self._velocity_beside(v, "old", x_t, t, cond), v_base
 
     def _held(self, v: Tensor, v_base: Tensor | None) -> dict[str, Tensor]:
         """The KL term."""
-        if v_base is None:
+        if v_base is None or not self.kl > 0:
             return {}
         drift = (v - v_base).square().mean()
         return {"loss_kl": self.kl * drift, "kl": drift.detach()}
@@ -131,6 +130,6 @@ class ForwardAgent(FlowAgent):
         steps = self.sampling.steps
         # Where `old` is the learner itself an iteration's first pass needs no forward of it.
         old = 1 - 1 / self.epochs if self.old in ("on_policy", 0) else 1.0
-        beside = {"old": old} | ({None: 1.0} if self.kl > 0 else {})
+        beside = {"old": old} | ({None: 1.0} if self.asks_base else {})
         times = share_of_steps(steps, self.time_share)
         return Workload(self.group_size, steps=steps, times=times, epochs=self.epochs, beside=beside)

@@ -8,14 +8,12 @@ takes one step; this agent takes any. Its reward normalises each metric by minim
 (`combine: {normalise: min_max}`) before the group's scores are standardised.
 """
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from srgym.agents.grouped import GroupedAgent
-from srgym.agents.groups import Combine, GroupFilter
+from srgym.agents.grouped import WeighedAgent
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.rewards.base import Reward
@@ -33,14 +31,13 @@ def gdpo_weight(z: Tensor, *, beta: float) -> Tensor:
     return 0.5 * beta * (0.5 * beta * z).sigmoid()
 
 
-class GDPOSR(GroupedAgent):
+class GDPOSR(WeighedAgent):
     """GDPO-SR.
 
     Args:
-        policy, reward, group_size, steps, solver: see `ForwardAgent`; the paper has groups of 6 and one step.
+        policy, reward: see `ForwardAgent`.
         beta: 5000 in the published code.
-        kl: weight of mean (v_theta - v_base)^2; none in the paper.
-        old, time_share, epochs, std, filter, combine, ema, provides: see `ForwardAgent`.
+        group_size, options: see `ForwardAgent`; the paper has groups of 6, one step and no KL term.
     """
 
     name = "gdpo_sr"
@@ -51,25 +48,12 @@ class GDPOSR(GroupedAgent):
         reward: Reward | None = None,
         *,
         group_size: int = 6,
-        steps: int = 6,
-        solver: str = "dpm2m",
         beta: float = 5000.0,
-        kl: float = 0.0,
-        old: str | float = "on_policy",
-        time_share: float = 0.99,
-        epochs: int = 1,
-        std: str = "group",
-        filter: GroupFilter | Mapping[str, Any] | None = None,
-        combine: Combine | Mapping[str, Any] | None = None,
-        ema: float = 0.9,
-        provides: Collection[str] | None = None,
+        **options: Any,
     ) -> None:
         if not beta > 0:
             raise Refusal(f"expected beta above 0, got {beta}")
-        super().__init__(
-            policy, reward, group_size=group_size, steps=steps, solver=solver, kl=kl, old=old, time_share=time_share,
-            epochs=epochs, std=std, filter=filter, combine=combine, ema=ema, provides=provides, reference="base",
-        )  # fmt: skip
+        super().__init__(policy, reward, group_size=group_size, **options)
         self.beta = beta
 
     def weight(self, z: Tensor) -> Tensor:

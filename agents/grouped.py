@@ -1,8 +1,7 @@
-"""Agents whose loss knows a whole group at once: its samples share noise and times, and a weight of the group's own.
+"""Agents whose loss knows a whole group at once: its samples share noise and times.
 
-With e = ||v_theta - (eps - x0)||^2 (a mean over elements) and Z = sum over the group of A (e_theta - e_ref), such a
-loss is a function of Z, and its gradient the sum of A grad e_theta times a weight w(Z). The weights are computed before
-each update, for all rows, so that microbatches of any size have the same gradient.
+What a group says is computed before each update, for all rows, so that microbatches of any size have the same
+gradient.
 """
 
 from abc import abstractmethod
@@ -15,33 +14,36 @@ from torch import Tensor
 
 from srgym.agents.flow import matching_error
 from srgym.agents.forward import ForwardAgent
+from srgym.policies.flow import FlowPolicy
 from srgym.policies.workload import Workload
-from srgym.rewards.base import Incompatible
+from srgym.rewards.base import Incompatible, Reward
 
-__all__ = ["GroupedAgent"]
+__all__ = ["GroupedAgent", "WeighedAgent"]
 
-_ROWS = 64  # in one forward of the weights; the result doesn't depend on it
+_ROWS = 64  # in one forward before an update; the result doesn't depend on it
 
 
 class GroupedAgent(ForwardAgent):
     """What such agents share, see `ForwardAgent`.
 
-    Args:
-        reference: who e_ref is of: "base", or "old", the policy that sampled.
+    Attributes:
+        reference: the adapter that the learner's error is held against: "old", the policy that sampled, a snapshot's
+            name, or None for the base.
     """
 
-    def __init__(self, *arguments: Any, reference: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.reference = reference
-        if self.policy.sharded:
+    reference: str | None = None
+
+    def __init__(self, policy: FlowPolicy, reward: Reward | None = None, **options: Any) -> None:
+        super().__init__(policy, reward, **options)
+        if policy.sharded:
             raise Incompatible(
                 f"{type(self).__name__} runs forwards of its own before an update, which a policy that is split "
                 "between processes can't: take runner.parallel=ddp"
             )
 
     @abstractmethod
-    def weight(self, z: Tensor) -> Tensor:
-        """w of groups, from their Z: [M] to [M]."""
+    def completed(self, rows: TensorDict) -> TensorDict:
+        """The rows of an update, with what their groups say."""
 
     def _seeds(self, rollout: TensorDict) -> Tensor:
         """One seed for all samples of a group: they share times and noise."""
@@ -51,28 +53,62 @@ class GroupedAgent(ForwardAgent):
 
     def batches(self, rows: TensorDict) -> Iterator[TensorDict]:
         for batch in super().batches(rows):
-            yield self._weighed(batch)
+            yield self.completed(batch)
+
+    def _place(self, rows: TensorDict) -> Tensor:
+        """Which group at which time each row belongs to, numbered from 0: int64 [M]."""
+        group = torch.stack([rows["seed"], rows["draw"].to(rows["seed"].dtype)], 1)
+        place: Tensor = torch.unique(group, dim=0, return_inverse=True)[1]
+        return place
+
+    @staticmethod
+    def _sums(values: Tensor, place: Tensor) -> Tensor:
+        """Of the rows [M] of each place, in float64."""
+        sums = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, place, values.double())
 
     @torch.no_grad()
-    def _weighed(self, rows: TensorDict) -> TensorDict:
-        """The rows of an update, with the weight of each one's group at its time."""
-        changes = []
-        for part in torch.split(torch.arange(len(rows), device=rows["t"].device), _ROWS):
-            error, reference = self._errors(rows[part])
-            changes.append(error - reference)
-        group = torch.stack([rows["seed"], rows["draw"].to(rows["seed"].dtype)], 1)
-        _, of = torch.unique(group, dim=0, return_inverse=True)
-        terms = rows["advantage"].double() * torch.cat(changes).double()
-        z = torch.zeros(int(of.max()) + 1, dtype=terms.dtype, device=terms.device).index_add_(0, of, terms)
-        return rows.copy().set("weight", self.weight(z)[of].float()).set("z", z[of].float())
-
     def _errors(self, rows: TensorDict) -> tuple[Tensor, Tensor]:
-        """e of the learner and of the reference, on the noise of this update: [B] each."""
-        x0, eps, x_t, cond = self._noised(rows)
-        at = (x_t, rows["t"], cond)
-        v = self._velocity_of("default", *at)
-        reference = self._old_velocity(v, *at) if self.reference == "old" else self._velocity_of(None, *at)
-        return matching_error(v, eps - x0), matching_error(reference, eps - x0)
+        """e of the learner and of the reference, on the noise of this update: [M] each."""
+        pairs = []
+        for part in rows.split(_ROWS):
+            x0, eps, x_t, cond = self._noised(part)
+            at = (x_t, part["t"], cond)
+            v = self._velocity_of("default", *at)
+            reference = self._velocity_beside(v, self.reference, *at)
+            pairs.append((self._error(v, eps - x0), self._error(reference, eps - x0)))
+        ours, theirs = zip(*pairs, strict=True)
+        return torch.cat(ours), torch.cat(theirs)
+
+    def _error(self, v_hat: Tensor, v: Tensor) -> Tensor:
+        """e of each row, [B]."""
+        return matching_error(v_hat, v)
+
+    def workload(self) -> Workload:
+        plain = super().workload()
+        # Before an update: the learner and its reference once more, without gradient.
+        beside: dict[str | None, float] = {"default": 1.0, self.reference: 1.0}
+        if self.kl > 0:
+            beside[None] = beside.get(None, 0.0) + 1.0
+        return Workload(plain.group_size, plain.steps, plain.times, plain.epochs, beside)
+
+
+class WeighedAgent(GroupedAgent):
+    """Agents whose groups have a weight of their own.
+
+    With e = ||v_theta - (eps - x0)||^2 (a mean over elements) and Z = sum over the group of A (e_theta - e_ref), such a
+    loss is a function of Z, and its gradient the sum of A grad e_theta times a weight w(Z).
+    """
+
+    @abstractmethod
+    def weight(self, z: Tensor) -> Tensor:
+        """w of groups, from their Z: [M] to [M]."""
+
+    def completed(self, rows: TensorDict) -> TensorDict:
+        error, reference = self._errors(rows)
+        place = self._place(rows)
+        z = self._sums(rows["advantage"].double() * (error - reference).double(), place)
+        return rows.copy().set("weight", self.weight(z)[place].float()).set("z", z[place].float())
 
     def loss(self, batch: TensorDict) -> TensorDict:
         x0, eps, x_t, cond = self._noised(batch)
@@ -85,11 +121,3 @@ class GroupedAgent(ForwardAgent):
             "accuracy": (batch["z"] < 0).float().mean(),
         }
         return TensorDict(terms | self._held(v, v_base))
-
-    def workload(self) -> Workload:
-        plain = super().workload()
-        # Before an update: the learner and its reference once more, without gradient.
-        beside = {"default": 1.0, (None if self.reference == "base" else "old"): 1.0}
-        if self.kl > 0:
-            beside[None] = beside.get(None, 0.0) + 1.0
-        return Workload(plain.group_size, plain.steps, plain.times, plain.epochs, beside)

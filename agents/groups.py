@@ -14,14 +14,16 @@ from torch import Tensor
 
 from srgym.errors import Refusal
 from srgym.rewards.base import Incompatible, Reward
+from srgym.rewards.composite import min_max
 
 __all__ = [
-    "ADV_MODES", "Assessment", "Combine", "GroupFilter", "all_scores", "assess", "group_advantage", "group_moments",
-    "optimality", "with_scores",
+    "ADVANTAGE_CLIP", "ADV_MODES", "Assessment", "Combine", "Comparison", "GroupFilter", "all_scores", "assess",
+    "group_advantage", "group_moments", "optimality", "with_scores",
 ]  # fmt: skip
 
 STDS = ("group", "batch")
-NORMALISATIONS = ("none", "per_component", "min_max")
+ADVANTAGE_CLIP = 5.0  # of the agents that clip their advantages, in deviations
+NORMALISATIONS = ("none", "per_component", "decoupled", "min_max")
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,9 @@ class Combine:
     Attributes:
         weights: of the components, by name.
         normalise: "none"; "per_component": each is standardised inside its group before the sum, so that a hard
-            component isn't drowned by an easy one (with an agent's `std="batch"` that is GDPO's decoupling, arXiv
-            2601.05242); "min_max": each is brought from its least to its greatest value in the group to [0, 1], as in
-            GDPO-SR.
+            component isn't drowned by an easy one; "decoupled": and the sum is standardised over the batch, not over
+            the group once more, whatever `std` says (GDPO, arXiv 2601.05242); "min_max": each is brought from its
+            least to its greatest value in the group to [0, 1], as in GDPO-SR.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -213,22 +215,16 @@ class Combine:
         parts = {name: components[name] for name in self.weights}
         for part in parts.values():
             valid = _is_valid(part, valid)
-        if self.normalise == "per_component":
+        if self.normalise in ("per_component", "decoupled"):
             parts = {name: group_advantage(part, group_size, valid) for name, part in parts.items()}
         if self.normalise == "min_max":
-            parts = {name: _between(part, group_size, valid) for name, part in parts.items()}
+            group = torch.arange(len(next(iter(parts.values())))) // group_size
+            parts = {
+                name: min_max(part, torch.as_tensor(valid), group.to(part.device), flat=0.0)
+                for name, part in parts.items()
+            }
         score = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
         return score, torch.as_tensor(valid)
-
-
-def _between(score: Tensor, group_size: int, valid: Tensor | None) -> Tensor:
-    """From the least to the greatest valid score of each group to [0, 1]; 0 in a group without spread."""
-    kept = _by_group(_is_valid(score, valid), group_size)
-    scores = _by_group(score, group_size)
-    low = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
-    span = torch.where(kept, scores, -torch.inf).amax(1, keepdim=True) - low
-    scaled = (scores - low) / torch.where(span > 0, span, 1.0)
-    return torch.where(kept & (span > 0), scaled, 0.0).flatten()
 
 
 @dataclass(frozen=True)
@@ -277,6 +273,7 @@ def assess(
     valid = _is_valid(reward, scores.get("valid", None))
     score = reward
     if combine is not None:
+        std = "batch" if combine.normalise == "decoupled" else std
         score, valid = combine(dict(scores["components"].items()), group_size, valid)
     count = group_moments(score, group_size, valid)[2]
     poor = (count < 2) | (2 * count < group_size)
@@ -291,6 +288,37 @@ def assess(
         "samples_invalid": float((~valid[own]).sum()),
     }
     return Assessment(score, torch.where(keep, advantage, 0.0), keep, own, stats)
+
+
+class Comparison:
+    """How an agent compares the samples of a group.
+
+    Args:
+        reward: what scores them; a filter asks for its range.
+        group_size: K.
+        std: what advantages are divided by: the "group"'s spread, or the whole "batch"'s.
+        filter: fields of a `GroupFilter`; None: no group is filtered.
+        combine: fields of a `Combine`, to weigh the reward's components anew; None: the reward as it is.
+    """
+
+    def __init__(
+        self,
+        reward: Reward | None,
+        group_size: int,
+        *,
+        std: str = "group",
+        filter: GroupFilter | Mapping[str, Any] | None = None,
+        combine: Combine | Mapping[str, Any] | None = None,
+    ) -> None:
+        if std not in STDS:
+            raise Refusal(f"expected std of {STDS}, got {std}")
+        kept = from_config(GroupFilter, filter)
+        self.group_size, self.std = group_size, std
+        self.filter = kept.for_reward(reward) if kept is not None else None
+        self.combine = from_config(Combine, combine)
+
+    def __call__(self, rollout: TensorDict) -> Assessment:
+        return assess(rollout, self.group_size, std=self.std, filter=self.filter, combine=self.combine)
 
 
 _Fields = TypeVar("_Fields", GroupFilter, Combine)

@@ -1,29 +1,30 @@
-"""REFL: the reward's own gradient, through the last steps of sampling (ImageReward's ReFL, Xu et al. 2023, arXiv
-2304.05977; DRaFT-K, Clark et al. 2023, arXiv 2309.17400).
+"""REFL: the reward's own gradient, through sampling (ImageReward's ReFL, Xu et al. 2023, arXiv 2304.05977; DRaFT-K,
+Clark et al. 2023, arXiv 2309.17400; LeapAlign, Liang et al. 2026, arXiv 2604.15311; SRPO's Direct-Align, Shen et al.
+2025, arXiv 2509.06942).
 
 ReFL draws a late step m for each sample, integrates to it without gradient, and takes one step with gradient to the
-clean estimate x_t - t v_theta. DRaFT-K integrates to the end, the last K steps with gradient.
+clean estimate x_t - t v_theta. DRaFT-K integrates to the end, the last K steps with gradient. The others reach steps
+before the last: see `srgym.agents.paths`.
 """
 
-import math
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from srgym.agents.base import Need
 from srgym.agents.flow import FlowAgent
+from srgym.agents.paths import KnownNoise, LastSteps, LateStep, Leaps, Path
 from srgym.errors import Refusal
 from srgym.policies.flow import FlowPolicy
 from srgym.policies.noise import Noise
-from srgym.policies.solvers import euler_step
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible, Reward
 
-__all__ = ["REFL", "refl_loss"]
+__all__ = ["PATHS", "REFL", "refl_loss"]
+
+PATHS = ("last_steps", "leaps", "known_noise")
 
 
 def refl_loss(reward: Tensor, ceiling: float | None = None) -> Tensor:
@@ -39,9 +40,11 @@ class REFL(FlowAgent):
         reward: differentiable, and a function of (sr, lr, hr).
         group_size: samples of each context.
         steps: of the sampler.
-        k_last: 1 for ReFL; K > 1 for DRaFT-K; "all" for the whole trajectory, with checkpointing (one more forward a
-            step, and the memory of one).
+        path: which way the gradient takes: "last_steps" (ReFL, DRaFT), "leaps" (LeapAlign) or "known_noise" (SRPO).
+        k_last: of the last steps: 1 for ReFL; K > 1 for DRaFT-K; "all" for the whole trajectory, with checkpointing
+            (one more forward a step, and the memory of one).
         late: the share of the schedule that ReFL's step is drawn from, at its end.
+        discount, floor: of `Leaps`. span: of `KnownNoise`.
         ceiling: see `refl_loss`.
         ema, provides: see `Agent`.
 
@@ -60,8 +63,12 @@ class REFL(FlowAgent):
         *,
         group_size: int = 1,
         steps: int = 6,
+        path: str = "last_steps",
         k_last: int | str = 1,
         late: float = 0.25,
+        discount: float = 0.3,
+        floor: float | None = 0.1,
+        span: float = 0.1,
         ceiling: float | None = None,
         ema: float = 0.9,
         provides: Collection[str] | None = None,
@@ -69,13 +76,22 @@ class REFL(FlowAgent):
         _check_gradient(reward)
         self.needs = type(self).needs | ({Need.HR} if reward and "hr" in reward.needs else set())
         super().__init__(policy, reward, group_size=group_size, ema=ema, provides=provides)
+        if path not in PATHS:
+            raise Refusal(f"path is one of {', '.join(PATHS)}, got '{path}'")
         if k_last != "all" and not (isinstance(k_last, int) and 1 <= k_last <= steps):
             raise Refusal(f"k_last is 1 to the {steps} steps, or 'all', got {k_last!r}")
-        if steps < 1 or not 0 < late <= 1:
-            raise Refusal(f"expected at least 1 step and late in (0, 1], got {steps} and {late}")
-        self.steps, self.late, self.ceiling = steps, late, ceiling
-        self.checkpointed = k_last == "all"
-        self.k_last = steps if k_last == "all" else int(k_last)
+        if steps < 1 + (path == "leaps") or not 0 < late <= 1:
+            raise Refusal(f"expected at least 1 step (2 for leaps) and late in (0, 1], got {steps} and {late}")
+        if not 0 <= discount <= 1 or not (floor is None or floor > 0) or not 0 < span <= 1:
+            raise Refusal(
+                f"expected discount in [0, 1], floor above 0 and span in (0, 1], got {discount}, {floor} and {span}"
+            )
+        self.steps, self.ceiling = steps, ceiling
+        self.path: Path = LateStep(late, policy)
+        if k_last != 1:
+            self.path = LastSteps(steps if k_last == "all" else int(k_last), recomputed=k_last == "all")
+        if path != "last_steps":
+            self.path = Leaps(discount, floor) if path == "leaps" else KnownNoise(span)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """The contexts themselves: each row is sampled inside `loss`."""
@@ -84,10 +100,9 @@ class REFL(FlowAgent):
         return rollout.select(*wanted, strict=False)
 
     def workload(self) -> Workload:
-        late = math.ceil(self.late * self.steps)
-        # ReFL's own step is one of the `late` last, each as likely.
-        before = self.steps - 1 - (late - 1) / 2 if self.k_last == 1 else self.steps - self.k_last
-        return Workload(self.group_size, steps=before, reward_steps=self.k_last, recomputed=self.checkpointed)
+        before, reward_steps = self.path.forwards(self.steps)
+        recomputed = self.path.recomputed
+        return Workload(self.group_size, steps=before, reward_steps=reward_steps, recomputed=recomputed)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         assert self.reward is not None
@@ -95,14 +110,11 @@ class REFL(FlowAgent):
         cond = batch["cond"]
         x = self.policy.initial_noise(noise, cond)
         times = self.policy.sigmas(self.steps, cond).to(x.device)
-        if self.k_last == 1:
-            late = math.ceil(self.late * self.steps)
-            x0 = self._estimate(x, cond, times, self.steps - 1 - noise.integers(late))
-        else:
-            x0 = self._integrate(x, cond, times)
+        x0, weight = self.path(self._velocity, x, cond, times, noise)
         context = {name: batch[name] for name in ("lr", "hr", "index") if batch.get(name, None) is not None}
         scored = self.reward(self.policy.decode(x0, cond), **context)
         each = refl_loss(torch.where(scored.valid, scored.total, 0.0), self.ceiling)
+        each = each if weight is None else weight * each
         # An invalid row counts as a row without a loss, so that the mean doesn't depend on how the batch was cut.
         terms = {
             "loss_policy": torch.where(scored.valid, each, 0.0).mean(),
@@ -110,32 +122,6 @@ class REFL(FlowAgent):
             "invalid": (~scored.valid).float().mean(),
         }
         return TensorDict(terms)
-
-    def _estimate(self, x: Tensor, cond: TensorDict, times: Tensor, last: Tensor) -> Tensor:
-        """ReFL: to step `last` (int64 [B], each sample its own) without gradient, then the clean estimate with it."""
-        with torch.no_grad():
-            # Where the policy is split between processes, a sample goes on without need, to keep step with the others'.
-            for i in range(self.steps - 1 if self.policy.sharded else int(last.max())):
-                going = (i < last).nonzero().flatten()
-                if not len(going):
-                    self._velocity(x[:1], times[i].expand(1), cond[:1])
-                    continue
-                t, t_next = (u.expand(len(going)) for u in (times[i], times[i + 1]))
-                x = x.index_copy(0, going, euler_step(self._velocity(x[going], t, cond[going]), x[going], t, t_next))
-        t = times[last]
-        return euler_step(self._velocity(x, t, cond), x, t, torch.zeros_like(t))
-
-    def _integrate(self, x: Tensor, cond: TensorDict, times: Tensor) -> Tensor:
-        """DRaFT-K: to the end, the last `k_last` steps with gradient."""
-        for i in range(self.steps):
-            t, t_next = (u.expand(len(x)) for u in (times[i], times[i + 1]))
-            with torch.set_grad_enabled(i >= self.steps - self.k_last):
-                if self.checkpointed:
-                    v: Any = checkpoint(self._velocity, x, t, cond, use_reentrant=False)
-                else:
-                    v = self._velocity(x, t, cond)
-                x = euler_step(v, x, t, t_next)
-        return x
 
 
 def _check_gradient(reward: Reward | None) -> None:

@@ -11,7 +11,9 @@ from srgym.envs.descriptions import Descriptions, make_descriptions
 from srgym.envs.sources import Sample, Source
 from srgym.envs.sources import listing as sources
 from srgym.errors import Refusal
+from srgym.notebook import SHOWN, picture, table
 from srgym.rewards.base import Incompatible, Reward, RewardOutput
+from srgym.rewards.later import Later
 from srgym.rewards.registry import listing as rewards
 
 __all__ = ["Context", "SRTask"]
@@ -47,6 +49,21 @@ class Context:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        more = ", ..." if len(self) > 3 else ""
+        truth = "with ground truth" if self.hr is not None else "without ground truth"
+        size = " x ".join(map(str, self.lr.shape[-2:]))
+        return f"Context({len(self)} of {size}, x{self.scale}, {truth}: {', '.join(self.ids[:3])}{more})"
+
+    def _repr_html_(self) -> str:
+        images = [picture(image) if image.numel() else "-" for image in self.lr[:SHOWN]]
+        head, columns = ["context", "LR"], [self.ids[:SHOWN], images]
+        for name, values in (("HR", self.hr), ("prompt", self.prompt)):
+            if values is not None:
+                head.append(name)
+                columns.append([v if isinstance(v, str) else picture(v) for v in values[:SHOWN]])
+        return table(head, zip(*columns, strict=True), repr(self))
 
 
 class SRTask:
@@ -189,7 +206,16 @@ class SRTask:
         Raises:
             ValueError: when the number of images isn't a multiple of B, or their size isn't that of LR times scale.
         """
-        return (reward or self.reward)(sr, **{**self._beside(context, sr, group), **made})
+        return (reward or self.reward)(sr, **{**self._beside(context, sr, group=group), **made})
+
+    def begin(self, context: Context, sr: Tensor, of: Tensor, **made: Any) -> Later[RewardOutput]:
+        """Score some of the samples, without waiting for a judge that was asked: see `Reward.begin`.
+
+        Args:
+            sr: [n, 3, H, W]. of: int64 [n], the place in `context` that each was made of, which is its group too.
+            made: as of `score`.
+        """
+        return self.reward.begin(sr, **{**self._beside(context, sr, of), **made})
 
     def map(self, context: Context, sr: Tensor, *, reward: Reward | None = None) -> Tensor:
         """Where a reward finds SR images bad: [B * K, 1, H, W] in [0, 1]; arguments and errors as `score`.
@@ -197,10 +223,16 @@ class SRTask:
         Raises:
             Incompatible: for a reward that has no map (`task.reward.has_map` tells).
         """
-        return (reward or self.reward).map(sr, **self._beside(context, sr, None))
+        return (reward or self.reward).map(sr, **self._beside(context, sr))
 
-    def _beside(self, context: Context, sr: Tensor, group: Tensor | None) -> dict[str, Any]:
-        """What is known of each SR image, as a reward's arguments."""
+    def _beside(
+        self, context: Context, sr: Tensor, of: Tensor | None = None, group: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What is known of each SR image, as a reward's arguments.
+
+        Args:
+            of: the place of each one's context; None: K of each, in order. group: None: those of one context.
+        """
         count = len(context)
         if context.hr is not None:
             sides = tuple(context.hr.shape[2:])
@@ -208,20 +240,19 @@ class SRTask:
             sides = (context.lr.shape[2] * self.scale, context.lr.shape[3] * self.scale)
         else:
             sides = tuple(sr.shape[2:])
-        if sr.ndim != 4 or not len(sr) or len(sr) % count or tuple(sr.shape[1:]) != (3, *sides):
+        uneven = of is None and len(sr) % count > 0
+        if sr.ndim != 4 or not len(sr) or uneven or tuple(sr.shape[1:]) != (3, *sides):
             raise Refusal(
                 f"expected K images of each of {count} contexts as [{count} * K, 3, {sides[0]}, {sides[1]}], "
                 f"got {list(sr.shape)}"
             )
-        each = len(sr) // count
-        if group is None:
-            group = torch.arange(count).repeat_interleave(each)
+        places = torch.arange(count).repeat_interleave(len(sr) // count) if of is None else of
 
         def rows(images: Tensor | None) -> Tensor | None:
-            return None if images is None else images.repeat_interleave(each, 0).to(sr.device)
+            return None if images is None else images[places.to(images.device)].to(sr.device)
 
         def texts(values: list[Any] | None) -> list[Any] | None:
-            return None if values is None else [value for value in values for _ in range(each)]
+            return None if values is None else [values[place] for place in places.tolist()]
 
         return {
             "lr": rows(context.lr if "lr" in self.provides else None),
@@ -230,7 +261,7 @@ class SRTask:
             "prompt": texts(context.prompt),
             "tags": texts(context.tags),
             "index": rows(context.index),
-            "group": group.to(sr.device),
+            "group": (places if group is None else group).to(sr.device),
         }
 
 

@@ -122,7 +122,8 @@ def _inject(model: nn.Module, settings: LoraSettings, adapter: str) -> None:
 def add_snapshot(model: nn.Module, settings: LoraSettings, name: str, source: str = "default") -> None:
     """Put another adapter beside those that `model` carries, equal to `source`; the learner stays what trains."""
     _check_names(model, source)
-    _inject(model, settings, name)
+    with parameters(model, source)[0][1].device:  # the meta device too, for estimates
+        _inject(model, settings, name)
     for _, parameter in parameters(model, "default"):
         parameter.requires_grad_(True)
     copy(model, source, name)

@@ -273,7 +273,9 @@ class DiffusersPolicy(FlowPolicy):
     def velocity(self, x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
         return self._rowwise(lambda x, t, cond: self._predict(x, t, cond, cond), x, t, cond)
 
-    def guided_velocity(self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float) -> Tensor:
+    def guided_velocity(
+        self, x: Tensor, t: Tensor, cond: TensorDict, guidance: float, *, detached: bool = False
+    ) -> Tensor:
         """Classifier-free guidance against the negative prompt.
 
         Raises:
@@ -286,7 +288,9 @@ class DiffusersPolicy(FlowPolicy):
             )
 
         def guided(x: Tensor, t: Tensor, cond: TensorDict) -> Tensor:
-            positive, negative = self._predict(x, t, cond, cond), self._predict(x, t, cond, cond["negative"])
+            positive = self._predict(x, t, cond, cond)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+                negative = self._predict(x, t, cond, cond["negative"])
             return self._combine(positive, negative, guidance)
 
         return self._rowwise(guided, x, t, cond)

@@ -49,7 +49,11 @@ _KL_VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 16,
     "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1159, "scaling_factor": 0.3611,
 }  # fmt: skip
-_T5, _CLIP_L, _CLIP_G, _QWEN_VL = 4.76e9, 0.123e9, 0.695e9, 8.29e9
+_KLEIN_4B = {
+    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}  # fmt: skip
+_T5, _CLIP_L, _CLIP_G, _QWEN_VL, _QWEN3_4B = 4.76e9, 0.123e9, 0.695e9, 8.29e9, 4.02e9
 _MODELS: dict[str, dict[str, Any]] = {
     "qwen_image_edit": {
         "transformer": ("QwenImageTransformer2DModel", {}), "vae": ("AutoencoderKLQwenImage", {}), "text": _QWEN_VL,
@@ -62,6 +66,9 @@ _MODELS: dict[str, dict[str, Any]] = {
         "transformer": ("FluxTransformer2DModel", {"guidance_embeds": True}), "vae": ("AutoencoderKL", _KL_VAE),
         "controlnet": ("FluxControlNetModel", {"num_layers": 5, "num_single_layers": 10, "guidance_embeds": True}),
         "text": _T5 + _CLIP_L,
+    },
+    "flux2_klein": {
+        "transformer": ("Flux2Transformer2DModel", _KLEIN_4B), "vae": ("AutoencoderKLFlux2", {}), "text": _QWEN3_4B,
     },
     "sd3": {
         "transformer": ("SD3Transformer2DModel", _SD35_MEDIUM), "vae": ("AutoencoderKL", _KL_VAE),
@@ -395,8 +402,9 @@ def _phases(
         flops["sampling"] = samples * (work.steps * (1 + work.guided) * each + decode_flops)
     if work.times:
         update_flops, phases["update"] = extended(policy, policy.core, update)
-        row = update_flops / rows + sum(work.beside.values()) * each
-        flops["update"] = samples * work.times * work.epochs * (1 + work.guided) * row
+        row = (1 + work.guided) * (update_flops / rows + sum(work.beside.values()) * each)
+        row -= work.detached * (update_flops / rows - each)
+        flops["update"] = samples * work.times * work.epochs * row
     if work.reward_steps:
         reward_flops, phases["reward gradient"] = extended(policy, policy.core, reward)
         again = work.reward_steps * each if work.recomputed else 0.0

@@ -197,6 +197,11 @@ image = pipe(
     {prompt!r}, control_image=photo, width=width, height=height, controlnet_conditioning_scale={conditioning_scale},
     guidance_scale={embedded_guidance}, max_sequence_length={max_length}, num_inference_steps=40,
 ).images[0]""",
+    "flux2_klein": """\
+image = pipe(
+    photo, {prompt!r}, width=width, height=height, guidance_scale=1.0, max_sequence_length={max_length},
+    text_encoder_out_layers={text_layers}, num_inference_steps=4,
+).images[0]""",
     "sd3": """\
 pixels = 2 * to_tensor(photo)[None].to(pipe.vae.device, pipe.vae.dtype) - 1
 vae = pipe.vae.config

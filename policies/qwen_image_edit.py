@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit-2509 as a super-resolution policy: the LR image is the reference image of an edit.
+"""Qwen-Image-Edit-2509 or -2511 as a super-resolution policy: the LR image is the reference image of an edit.
 
 The policy of OARS (`../configs/experiment/oars_qwen.yaml`), over diffusers' `QwenImageEditPlusPipeline`.
 """
@@ -37,8 +37,9 @@ def restore_positions(text_encoder: nn.Module) -> None:
 
 
 class QwenImageEditPolicy(DiffusersPolicy):
-    """Qwen-Image-Edit-2509 (20 billion parameters, Apache-2.0).
+    """Qwen-Image-Edit-2509 or -2511 (20 billion parameters, Apache-2.0).
 
+    Both have one pipeline; 2511's transformer is told that the reference is clean (`zero_cond_t` in its configuration).
     The LR image goes in twice: as latents behind those of the target, and through the text encoder with the prompt.
 
     Args:

@@ -23,6 +23,7 @@ POLICIES: "Registry[type[Policy]]" = Registry(
         "flux_controlnet": "srgym.policies.flux_controlnet:FluxControlNetPolicy",
         "lumina_vlcot": "srgym.policies.vlcot.lumina:LuminaVLCoT",
         "flux_kontext": "srgym.policies.flux_kontext:FluxKontextPolicy",
+        "flux2_klein": "srgym.policies.flux2_klein:Flux2KleinPolicy",
         "qwen_image_edit": "srgym.policies.qwen_image_edit:QwenImageEditPolicy",
         "sd3": "srgym.policies.sd3:SD3Policy",
     },

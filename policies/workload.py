@@ -19,6 +19,7 @@ class Workload:
         reward_steps: solver steps with gradient, decoding included (REFL, DRaFT); 0 for rewards without gradient.
         recomputed: whether those run twice, for the memory of one.
         guided: classifier-free guidance, under which every velocity is two forwards.
+        detached: whether the second of a trained row's has no gradient.
     """
 
     group_size: int
@@ -29,13 +30,16 @@ class Workload:
     reward_steps: int = 0
     recomputed: bool = False
     guided: bool = False
+    detached: bool = False
 
     @property
     def forwards(self) -> float:
         """Without gradient, of one sample."""
-        return (1 + self.guided) * (self.steps + self.times * self.epochs * sum(self.beside.values()))
+        rows = self.times * self.epochs
+        return (1 + self.guided) * (self.steps + rows * sum(self.beside.values())) + rows * self.detached
 
     @property
     def forwards_with_gradient(self) -> float:
         """Of one sample."""
-        return (1 + self.guided) * (self.times * self.epochs + self.reward_steps * (1 + self.recomputed))
+        rows = self.times * self.epochs
+        return (1 + self.guided) * (rows + self.reward_steps * (1 + self.recomputed)) - rows * self.detached

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.errors import Refusal
+from srgym.rewards.composite import min_max
 from srgym.rewards.registry import make, register_reward
 
 __all__ = ["AttributeAware", "texture_share"]
@@ -71,7 +72,7 @@ class AttributeAware:
         label = torch.zeros(len(sr), dtype=torch.int64, device=sr.device) if group is None else group.to(sr.device)
         outputs = [metric(sr, hr=hr, group=group, **beside) for metric in (self.fidelity, *self.perceptual)]
         valid = torch.stack([output.valid for output in outputs]).all(0)
-        scaled = [_between(output.total, valid, label) for output in outputs]
+        scaled = [min_max(output.total, valid, label, flat=0.5) for output in outputs]
         texture = _of_each(hr)
         total = (1 - texture) * scaled[0] + texture * torch.stack(scaled[1:]).mean(0)
         named = zip((self.fidelity, *self.perceptual), outputs, strict=True)
@@ -86,11 +87,3 @@ def _of_each(hr: Tensor) -> Tensor:
     new = torch.ones(len(hr), dtype=torch.bool, device=hr.device)
     new[1:] = (hr[1:] != hr[:-1]).flatten(1).any(1)
     return texture_share(hr[new])[new.cumsum(0) - 1]
-
-
-def _between(score: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """From the least to the greatest valid score of each group to [0, 1]; half where a group has no spread."""
-    same = (group[:, None] == group[None, :]) & valid[None, :]
-    low = torch.where(same, score[None, :], torch.inf).amin(1)
-    span = torch.where(same, score[None, :], -torch.inf).amax(1) - low
-    return torch.where(span > 0, (score - low) / torch.where(span > 0, span, 1.0), 0.5)

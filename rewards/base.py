@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from srgym.errors import Refusal
+from srgym.notebook import SHOWN, table
 from srgym.rewards.info import MADE_BY_THE_BANDIT, RewardInfo
+from srgym.rewards.later import Later, settled, then
 
 __all__ = ["Incompatible", "Reward", "RewardOutput", "follow", "full_precision"]
 
@@ -33,13 +35,29 @@ class RewardOutput:
     valid: Tensor
     components: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        scores = self.total[self.valid]
+        told = f"mean {scores.mean():.4g}, {scores.min():.4g} to {scores.max():.4g}" if len(scores) else "no score"
+        lacking = f", {len(self.total) - len(scores)} without" if len(scores) < len(self.total) else ""
+        parts = f", components {', '.join(self.components)}" if self.components else ""
+        images = "1 image" if len(self.total) == 1 else f"{len(self.total)} images"
+        return f"RewardOutput({images}: {told}{lacking}{parts})"
+
+    def _repr_html_(self) -> str:
+        columns = {"total": self.total, **self.components}
+        rows = [
+            [i, *(f"{float(values[i]):.4g}" for values in columns.values())] for i in range(min(len(self.total), SHOWN))
+        ]
+        return table(["image", *columns], rows, repr(self))
+
 
 class Reward:
     """A reward: `reward(sr, lr=..., hr=...) -> RewardOutput`.
 
     Wraps a callable `(sr, ...)` that returns [B] numbers, a mapping of name to [B] (whose `total` is the score, or
-    whose sum is when it has none; a bool `valid` may be among them), or a `RewardOutput`. It hands the callable what it
-    names and nothing else, in float32 and outside any autocast: bfloat16 scores lose the spread inside a group.
+    whose sum is when it has none; a bool `valid` may be among them), or a `RewardOutput`; or, where it has asked
+    somebody for them, a function without arguments that waits for any of these. It hands the callable what it names and
+    nothing else, in float32 and outside any autocast: bfloat16 scores lose the spread inside a group.
 
     Args:
         score: the callable.
@@ -72,9 +90,25 @@ class Reward:
     def __repr__(self) -> str:
         return f"Reward({self.name!r}, needs={sorted(self.needs)}, range={self.range})"
 
+    def _repr_html_(self) -> str:
+        facts = {
+            "needs": ", ".join(sorted(self.needs)) or "nothing but SR",
+            "range": "{:.4g} to {:.4g}".format(*self.range),
+            "better": self.direction,
+            "gradient": "reaches SR" if self.differentiable else "none",
+            "licence": self.licence,
+            "weights": self.weights,
+        }
+        return table([self.name, self.doc], facts.items())
+
     def missing(self, available: Collection[str]) -> frozenset[str]:
         """The needs that `available` context names leave open; `group` and `index` are always at hand."""
         return self.needs - frozenset(available) - MADE_BY_THE_BANDIT
+
+    @property
+    def compares(self) -> bool:
+        """Whether a score may depend on the other samples of its group, which then belong into one call."""
+        return self.group or "group" in self.needs | self.wants
 
     def __call__(
         self, sr: Tensor, *, lr: Tensor | None = None, hr: Tensor | None = None, **context: Any
@@ -91,6 +125,15 @@ class Reward:
             Incompatible: when a need isn't given, naming the reward and the argument.
             ValueError: for a context or a returned score of the wrong shape, naming the reward.
         """
+        return settled(self.begin(sr, lr=lr, hr=hr, **context))
+
+    def begin(
+        self, sr: Tensor, *, lr: Tensor | None = None, hr: Tensor | None = None, **context: Any
+    ) -> Later[RewardOutput]:
+        """Score SR images without waiting for whom the reward asks: the scores, or a function that waits for them.
+
+        Arguments and errors as when called; what goes wrong with an answer is raised by the function.
+        """
         arguments = {"lr": lr, "hr": hr, **context}
         arguments = {key: value for key, value in arguments.items() if value is not None}
         self._check_arguments(sr, arguments)
@@ -102,16 +145,34 @@ class Reward:
         wanted = {key: _to_float32(v) for key, v in arguments.items() if self._takes_all or key in self._accepts}
         if isinstance(self.score, nn.Module):
             follow(self.score, sr.device)
-        with full_precision(sr.device), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+        grad = self.differentiable and torch.is_grad_enabled()
+
+        def read(scores: Any) -> RewardOutput:
+            output = self._read(scores, sr, finite)
+            if seen.requires_grad:
+                _stop_gradient_of_invalid(seen, output.valid)
+            return output
+
+        with self._scoring(sr, grad):
+            scores = self.score(seen, **wanted)
+        if not callable(scores):
+            return read(scores)
+
+        def answered() -> Any:
+            with self._scoring(sr, grad):
+                return scores()
+
+        return then(answered, read)
+
+    @contextlib.contextmanager
+    def _scoring(self, sr: Tensor, grad: bool) -> Iterator[None]:
+        """In full precision, with a gradient or none; an error says which reward it came from."""
+        with full_precision(sr.device), torch.set_grad_enabled(grad):
             try:
-                scores = self.score(seen, **wanted)
+                yield
             except Exception as error:
                 error.add_note(f"while the reward '{self.name}' scored SR images of {list(sr.shape)}")
                 raise
-            output = self._read(scores, sr, finite)
-        if seen.requires_grad:
-            _stop_gradient_of_invalid(seen, output.valid)
-        return output
 
     @property
     def has_map(self) -> bool:

@@ -18,6 +18,7 @@ BUILTIN = {
     "compass": "srgym.rewards.compass.formula:Compass",
     "finpercep": "srgym.rewards.finpercep.reward:FinPercep",
     "realsr_r1": "srgym.rewards.realsr_r1.reward:RealSRR1",
+    "lucid_consistency": "srgym.rewards.lucid.reward:LucidConsistency",
     "refreward": "srgym.rewards.refreward:RefReward",
     "random": "srgym.rewards.toys:Random",
     "random_network": "srgym.rewards.toys:RandomNetwork",

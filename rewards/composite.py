@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from srgym.errors import Refusal
-from srgym.rewards.base import Reward
+from srgym.rewards.base import Reward, RewardOutput
 from srgym.rewards.info import RewardInfo
+from srgym.rewards.later import Later, gathered, then
 from srgym.rewards.registry import make
 
-__all__ = ["NORMALISATIONS", "Sum", "make_sum", "standardise"]
+__all__ = ["NORMALISATIONS", "Sum", "make_sum", "min_max", "standardise"]
 
 NORMALISATIONS = ("none", "per_component")
 
@@ -28,6 +29,20 @@ def standardise(score: Tensor, valid: Tensor, group: Tensor, eps: float = 1e-4) 
     # Two passes: E[x^2] - E[x]^2 loses the spread of large scores, such as decibels, to rounding.
     spread = ((same * (filled[None, :] - mean[:, None]).square()).sum(1) / count).sqrt()
     return torch.where(valid, (filled - mean) / (spread + eps), torch.full_like(score, torch.nan))
+
+
+def min_max(score: Tensor, valid: Tensor, group: Tensor, *, flat: float) -> Tensor:
+    """From the least to the greatest valid score of each group to [0, 1]; `flat` in a group without spread, and where
+    a row is invalid. All [B]."""
+    place = torch.unique(group, return_inverse=True)[1]
+    ends = [
+        torch.full((len(score),), -sign * torch.inf, dtype=score.dtype, device=score.device).scatter_reduce_(
+            0, place, torch.where(valid, score, -sign * torch.inf), reduction
+        )[place]
+        for sign, reduction in ((-1, "amin"), (1, "amax"))
+    ]
+    low, span = ends[0], ends[1] - ends[0]
+    return torch.where(valid & (span > 0), (score - low) / torch.where(span > 0, span, 1.0), flat)
 
 
 class Sum:
@@ -47,11 +62,14 @@ class Sum:
         if any(part.has_map for part in parts.values()):
             self.map = self._map
 
-    def __call__(self, sr: Tensor, group: Tensor | None = None, **context: Any) -> dict[str, Tensor]:
+    def __call__(self, sr: Tensor, group: Tensor | None = None, **context: Any) -> Later[dict[str, Tensor]]:
         """Images [B, 3, H, W] and whatever context the parts name to `total`, `valid` and components, all [B]."""
+        parts = {name: part.begin(sr, group=group, **context) for name, part in self.parts.items()}
+        return then(gathered(parts), lambda outputs: self._summed(sr, group, outputs))
+
+    def _summed(self, sr: Tensor, group: Tensor | None, outputs: Mapping[str, RewardOutput]) -> dict[str, Tensor]:
         total, valid, components = sr.new_zeros(len(sr)), sr.new_ones(len(sr), dtype=torch.bool), {}
-        for name, part in self.parts.items():
-            output = part(sr, group=group, **context)
+        for name, output in outputs.items():
             score = output.total
             if self.normalise == "per_component" and group is not None:
                 score = standardise(score, output.valid, group)

@@ -8,8 +8,9 @@ from torch import Tensor
 from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.compass.mllm import seed_of, shown
+from srgym.rewards.later import Later, then
 from srgym.rewards.registry import register_reward
-from srgym.rewards.serving.engines import Engine, make_engine
+from srgym.rewards.serving.engines import Engine, asked, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import REFREWARD, REFREWARD_FIELDS
 from srgym.rewards.serving.question import Question, Reply
@@ -43,17 +44,21 @@ class RefReward:
         self.seed, self.temperature = seed, temperature
         self._pattern = score_pattern(REFREWARD_FIELDS)
 
-    def __call__(self, sr: Tensor, lr: Tensor) -> dict[str, Tensor]:
+    def __call__(self, sr: Tensor, lr: Tensor) -> Later[dict[str, Tensor]]:
         """SR [B, 3, H, W] and LR [B, 3, h, w] in [0, 1] to `total`, `consistency` and `naturalness`, all [B]."""
-        answers = self.engine.ask([self._question(pair) for pair in shown(lr, sr)], _read)
-        rows = [tuple(answer.values()) if answer is not None else (math.nan, math.nan) for answer in answers]
-        consistency, naturalness = torch.tensor(rows, device=sr.device).unbind(1)
-        total = ((consistency + naturalness) / 2 - 1) / 4
-        return {"total": total, "consistency": consistency, "naturalness": naturalness}
+        answers = asked(self.engine, [self._question(pair) for pair in shown(lr, sr)], _read)
+        return then(answers, lambda answers: _columns(answers, sr.device))
 
     def _question(self, pair: tuple[bytes, bytes]) -> Question:
         seed = seed_of(self.seed, *pair)
         return Question(REFREWARD, pair, seed, 64, temperature=self.temperature, pattern=self._pattern)
+
+
+def _columns(answers: list[dict[str, float] | None], device: torch.device) -> dict[str, Tensor]:
+    rows = [tuple(answer.values()) if answer is not None else (math.nan, math.nan) for answer in answers]
+    consistency, naturalness = torch.tensor(rows, device=device).unbind(1)
+    total = ((consistency + naturalness) / 2 - 1) / 4
+    return {"total": total, "consistency": consistency, "naturalness": naturalness}
 
 
 def _read(reply: Reply) -> dict[str, float]:

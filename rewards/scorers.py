@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from srgym.errors import WrongType
 from srgym.registry import Registry, Spec
+from srgym.rewards.later import Later
 
 __all__ = ["SCORERS", "Scorer", "make_scorer"]
 
@@ -18,8 +19,9 @@ class Scorer(Protocol):
     A scorer is differentiable in SR if it says so by an attribute `differentiable`, or is a torch module.
     """
 
-    def __call__(self, lr: Tensor, sr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """LR [B, 3, h, w] and SR [B, 3, H, W] to F in [0, 1], Q_LR in [1, 5], Q_SR in [1, 5] and valid, all [B].
+    def __call__(self, lr: Tensor, sr: Tensor) -> Later[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """LR [B, 3, h, w] and SR [B, 3, H, W] to F in [0, 1], Q_LR in [1, 5], Q_SR in [1, 5] and valid, all [B]; or to
+        a function that waits for them.
 
         A row that couldn't be rated has `valid` False; its numbers are not looked at, nor is Q_LR taken from it.
         """

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from tensordict import TensorDict
 
-from srgym.agents.dpo import pair_up
 from srgym.agents.groups import assess
+from srgym.agents.pairs import pair_up
 from srgym.envs.preferences import Preference, Preferences, write_preferences
 
 __all__ = ["Preference", "Preferences", "pairs_of", "write_preferences"]
@@ -26,7 +26,7 @@ def pairs_of(
         rollout: TensorDict [N] as a runner collects it: `lr`, `sr`, `reward`, `group` and, where there is, `valid`.
         group_size: K.
         ids, prompts: of the N / K contexts.
-        top, min_gap: see `srgym.agents.dpo.pair_up`.
+        top, min_gap: see `srgym.agents.pairs.pair_up`.
     """
     groups = assess(rollout, group_size)
     pairs = pair_up(groups.score, groups.keep, group_size, top=top, min_gap=min_gap)

@@ -1,19 +1,19 @@
-"""A reward and an agent from a package that is installed beside srgym, made of what the README shows."""
+"""A reward and an agent from a package that is installed beside srgym, made of what the tutorials show."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import ROOT, shown
 from PIL import Image
 from skimage import data
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-(PYPROJECT,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+TUTORIALS = ROOT / "docs" / "tutorials"
+PYPROJECT = shown(TUTORIALS / "own_reward.md", "[build-system]")
+PYPROJECT += '[project.entry-points."srgym.agents"]\nrwr = "my_package.agents:RWR"\n'
 TINY = ["policy.weights=null", "policy.encoder_width=8", "policy.encoder_depth=1", "policy.width=8", "policy.middle=8",
         "lora.rank=2", "runner.contexts=2", "runner.eval_contexts=2", "effort=0.01"]  # fmt: skip
 
@@ -26,8 +26,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "my_package").mkdir(parents=True)
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "my_package" / "__init__.py").touch()
-    (source / "my_package" / "rewards.py").write_text(next(code for code in PYTHON if "register_reward" in code))
-    (source / "my_package" / "agents.py").write_text(next(code for code in PYTHON if "(Agent)" in code))
+    (source / "my_package" / "rewards.py").write_text(shown(TUTORIALS / "own_reward.md", "register_reward"))
+    (source / "my_package" / "agents.py").write_text(shown(TUTORIALS / "own_agent.md", "(Agent)"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True, capture_output=True)
     (root / "photographs").mkdir()

@@ -1,68 +1,88 @@
-"""The README's own lines: commands that compose, code that runs, files and folders that are there."""
+"""What README.md and the pages of docs/ show: commands that compose, code that runs, files that are there, and the
+messages that commands print."""
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from documents import README, ROOT, blocks, commands, pages, shown
+from PIL import Image
+from skimage import data
 
-from srgym.runners.commands.cli import COMMANDS
-from srgym.runners.run.config import compose, resolve
+from srgym.rewards.registry import REWARDS
+from srgym.runners.commands.cli import COMMANDS, main
+from srgym.runners.run.config import compose, options, resolve
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-LINES = [line.strip().split("#")[0].strip() for line in README.splitlines()]
-COMMAND_LINES = [line.removeprefix(".venv/bin/") for line in LINES if re.match(r"(\.venv/bin/)?srgym \w", line)]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TUTORIALS = ROOT / "docs" / "tutorials"
+SHOWN = {line: page for page in pages() for line in commands(page)}
 
 
 def test_there_is_something_to_test():
-    assert len(COMMAND_LINES) >= 6 and len(PYTHON) == 4
+    assert len(SHOWN) >= 60 and len(commands(README)) >= 8 and len(blocks(README, "python")) == 3
 
 
-@pytest.mark.parametrize("line", COMMAND_LINES)
-def test_every_command_exists_and_its_settings_compose(line, tmp_path, monkeypatch):
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "agents.py").write_text(next(code for code in PYTHON if "(Agent)" in code))
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    """What a test imports and registers of its own is gone after it."""
+    monkeypatch.setattr(REWARDS, "registered", dict(REWARDS.registered))
+    for module in ("my_agents", "my_rewards"):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, module)
+
+
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch):
+    """The agent and the reward that the tutorials write, where Python finds them; the reward by its short name too."""
+    (tmp_path / "my_agents.py").write_text(shown(TUTORIALS / "own_agent.md", "(Agent)"))
+    (tmp_path / "my_rewards.py").write_text(shown(README, "register_reward"))
     monkeypatch.syspath_prepend(tmp_path)
-    command, *arguments = shlex.split(line)[1:]
+    monkeypatch.setitem(REWARDS.builtin, "edges", "my_rewards:edges")
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_every_command_exists_and_its_settings_compose(line, own_parts):
+    command, *arguments = shlex.split(line.split(" 2>")[0].split(" || ")[0])[1:]
     assert command in COMMANDS
-    if command == "train":
-        given = [a for a in arguments if not a.startswith("--") and a not in ("reward=edges",)]
+    given = [a for a in arguments if ("=" in a and not a.startswith("-")) or a.startswith("~")]
+    named = [a.partition("=")[2] for a in given if a.startswith("experiment=")]
+    assert all(name in options("experiment") for name in named)
+    if command == "train" and "resume=" not in line and "temprature" not in line:
         assert resolve(*compose(given)).stages
-    elif command == "compare":
-        experiment = next(a for a in arguments if a.startswith("experiment="))
-        assert (ROOT / "configs" / "experiment" / f"{experiment.removeprefix('experiment=')}.yaml").is_file()
 
 
 def test_the_environment_runs_as_shown():
-    shown = next(code for code in PYTHON if "gymnasium.make" in code)
     scope = {}
-    exec(shown, scope)
+    exec(shown(README, "gymnasium.make"), scope)
     assert scope["terminated"] and not scope["truncated"]
     assert 0 < scope["reward"] <= 1 and scope["info"]["valid"]
 
 
-def test_the_reward_as_shown_is_a_reward():
-    import torch
+def test_the_run_is_made_as_shown():
+    scope = {}
+    exec(shown(README, "make_runner"), scope)
+    assert [stage.name for stage in scope["run"].config.stages][:2] == ["cold_start", "full_reference"]
 
+
+@pytest.mark.parametrize("page", [README, TUTORIALS / "own_reward.md"], ids=lambda page: page.stem)
+def test_the_reward_as_shown_is_a_reward(page):
     from srgym import rewards
 
-    shown = next(code for code in PYTHON if "register_reward" in code)
-    exec(shown, {"__name__": "readme"})
+    exec(shown(page, "register_reward"), {"__name__": "readme"})
     image = torch.rand(2, 3, 16, 16)
     reward = rewards.make("edges")
     assert torch.equal(reward(image, hr=image).total, torch.zeros(2))
     assert (reward(image, hr=torch.rand(2, 3, 16, 16)).total < 0).all()
 
 
-def test_the_agent_as_shown_trains(tmp_path, monkeypatch):
+def test_the_agent_as_shown_trains(tmp_path, own_parts):
     from srgym.runners import make_runner
 
-    (tmp_path / "readme_agents.py").write_text(next(code for code in PYTHON if "(Agent)" in code))
-    monkeypatch.syspath_prepend(tmp_path)
     run = make_runner(
-        "agent=readme_agents:RWR",
+        "agent=my_agents:RWR",
         "agent.temperature=0.3",
         "agent.group_size=4",
         "experiment=smoke",
@@ -75,12 +95,69 @@ def test_the_agent_as_shown_trains(tmp_path, monkeypatch):
     assert len(moved) == 2 and all(0 < norm < float("inf") for norm in moved)
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_every_file_it_shows_is_there(target):
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "concepts").glob("*.md")), ids=lambda page: page.stem)
+def test_the_code_of_the_concepts_runs(page, capsys):
+    shown = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(shown) == len(blocks(page, "python"))
+    for block, output in shown:
+        exec(block, {})
+        assert capsys.readouterr().out == output
+
+
+def sessions(page):
+    """Commands and what they print, of the blocks that show both."""
+    for block in blocks(page, "console"):
+        yield [(part.partition("\n")[0], part.partition("\n")[2]) for part in re.split(r"^\$ ", block, flags=re.M)[1:]]
+
+
+FAQ = list(sessions(ROOT / "docs" / "faq.md"))
+
+
+def test_ten_errors_are_told():
+    assert len(FAQ) == 10
+
+
+@pytest.mark.parametrize("session", FAQ, ids=lambda session: session[-1][0][:40])
+def test_errors_are_as_the_commands_print_them(session, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where weights may lie
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("SRGYM_WEIGHTS", raising=False)
+    (tmp_path / "OLD").mkdir()
+    for i in range(10):
+        Image.fromarray(data.astronaut()[i : i + 64, :64]).save(tmp_path / "OLD" / f"{i}.png")
+    for line, message in session:
+        code = main(shlex.split(line)[1:])
+        printed = capsys.readouterr().err
+        pattern = ".*?".join(map(re.escape, message.strip().split("...")))
+        if message:
+            assert code == 2 and re.fullmatch(pattern, printed.strip(), re.DOTALL), printed
+        else:
+            assert code == 0, printed
+
+
+LINKS = [(page, link) for page in pages() for link in re.findall(r"\]\(([^)#:\s]+)\)", page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: getattr(value, "stem", None))
+def test_every_file_it_links_to_is_there(page, link):
+    target = Path(os.path.normpath(page.parent / link))
+    if not target.is_relative_to(ROOT / "docs" / "reference"):  # made pages; the site's build checks links to them
+        assert target.exists()
 
 
 @pytest.mark.parametrize("line", ["make demo", "make test"])
 def test_its_first_commands_are_targets_of_the_makefile(line):
-    assert f"    {line}\n" in README
+    assert f"    {line}\n" in README.read_text()
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_version_is_the_same_everywhere():
+    import yaml
+
+    import srgym
+
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == srgym.__version__ and cited["license"] == "Apache-2.0"
+    assert f"## {srgym.__version__}" in changes or "## Unreleased" in changes

@@ -4,6 +4,7 @@ python tools/shipping.py policy runs/compact_base policies/weights/compact_base 
 python tools/shipping.py writer runs/compact_vlcot policies/weights/compact_vlcot COMMIT
 python tools/shipping.py scorer runs/compass_compact rewards/weights/compass_compact COMMIT
 python tools/shipping.py scorer runs/finpercep_compact rewards/weights/finpercep_compact COMMIT
+python tools/shipping.py scorer runs/lucid_consistency rewards/weights/lucid_lite0 COMMIT
 """
 
 import json

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from srgym.errors import Refusal
 from srgym.registry import Spec
-from srgym.rewards.base import Incompatible, follow
+from srgym.rewards.base import Incompatible, RewardOutput, follow
+from srgym.rewards.later import Later, then
 from srgym.rewards.registry import make, register_reward
 from srgym.rewards.scorers import Scorer, gradient_reaches, make_scorer
 
@@ -139,15 +140,21 @@ class Compass:
 
     def __call__(
         self, sr: Tensor, lr: Tensor, hr: Tensor | None = None, group: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    ) -> Later[dict[str, Tensor]]:
         """Images [B, 3, H, W] to `total`, `valid` and the components, all [B]."""
         if isinstance(self.scorer, nn.Module):
             follow(self.scorer, sr.device)
-        f, q_lr, q_sr, valid = (torch.as_tensor(column, device=sr.device) for column in self.scorer(lr, sr))
+        rated = self.scorer(lr, sr)
+        close = None if self.fidelity is None else self.fidelity(sr, hr=hr, lr=lr)
+        return then(rated, lambda rated: self._scored(rated, close, group, sr.device))
+
+    def _scored(
+        self, rated: Sequence[Any], close: RewardOutput | None, group: Tensor | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        f, q_lr, q_sr, valid = (torch.as_tensor(column, device=device) for column in rated)
         valid = valid.bool() & _within(f, 0, 1) & _within(q_lr, 1, 5) & _within(q_sr, 1, 5)
-        if self.fidelity is not None:
-            scored = self.fidelity(sr, hr=hr, lr=lr)
-            f, valid = scored.total, valid & scored.valid
+        if close is not None:
+            f, valid = close.total, valid & close.valid
         f = f.float().clamp(_LEAST_FIDELITY, 1.0)
         q_lr, q_sr = q_lr.detach().float(), q_sr.float()
         if group is not None:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgym.registry import Spec
-from srgym.rewards.serving.engines import Engine, make_engine
+from srgym.rewards.later import Later, then
+from srgym.rewards.serving.engines import Engine, asked, make_engine
 from srgym.rewards.serving.parsing import score_pattern, score_reply
 from srgym.rewards.serving.prompts import COMPASS_FIELDS, COMPASS_STOP, FIDELITY, QUALITY, compass
 from srgym.rewards.serving.question import Question, Reply, encode_images
@@ -45,10 +46,10 @@ class MLLMScorer:
         self.engine = make_engine(engine, model="compass")
         self.seed, self.temperature, self.describe = seed, temperature, describe
 
-    def __call__(self, lr: Tensor, sr: Tensor) -> Rated:
+    def __call__(self, lr: Tensor, sr: Tensor) -> Later[Rated]:
         """LR [B, 3, h, w] and SR [B, 3, H, W] in [0, 1] to (F, Q_LR, Q_SR, valid), all [B]."""
-        answers = self.engine.ask([self.question(pair) for pair in shown(lr, sr)], _read)
-        return _columns([(a["fidelity"], a["q_lr"], a["q_sr"]) if a is not None else None for a in answers], sr.device)
+        answers = asked(self.engine, [self.question(pair) for pair in shown(lr, sr)], _read)
+        return then(answers, lambda answers: _columns([_scores(a) for a in answers], sr.device))
 
     def question(self, pair: tuple[bytes, bytes]) -> Question:
         """What is asked about one pair of PNG files, LR and SR."""
@@ -76,16 +77,19 @@ class SoftScorer:
     def __init__(self, engine: "Spec | Engine" = _SERVED) -> None:
         self.engine = make_engine(engine, model="compass")
 
-    def __call__(self, lr: Tensor, sr: Tensor) -> Rated:
+    def __call__(self, lr: Tensor, sr: Tensor) -> Later[Rated]:
         """LR [B, 3, h, w] and SR [B, 3, H, W] in [0, 1] to (F, Q_LR, Q_SR, valid), all [B]."""
         pairs = shown(lr, sr)
-        asked: dict[tuple[bytes, ...], Question] = {}
+        questions: dict[tuple[bytes, ...], Question] = {}
         for images in [*pairs, *((image,) for column in zip(*pairs) for image in column)]:
             text = QUALITY if len(images) == 1 else FIDELITY
-            asked.setdefault(images, Question(text, images, choices=_DIGITS))
-        answers = self.engine.ask(list(asked.values()), _expected)
-        mean = dict(zip(asked, answers, strict=True))
-        return _columns([_together(mean[pair], mean[pair[:1]], mean[pair[1:]]) for pair in pairs], sr.device)
+            questions.setdefault(images, Question(text, images, choices=_DIGITS))
+
+        def rated(answers: list[float | None]) -> Rated:
+            mean = dict(zip(questions, answers, strict=True))
+            return _columns([_together(mean[pair], mean[pair[:1]], mean[pair[1:]]) for pair in pairs], sr.device)
+
+        return then(asked(self.engine, list(questions.values()), _expected), rated)
 
 
 def shown(lr: Tensor, sr: Tensor) -> list[tuple[bytes, bytes]]:
@@ -111,6 +115,10 @@ def seed_of(seed: int, *images: bytes) -> int:
 
 def _read(reply: Reply) -> dict[str, float]:
     return score_reply(reply, COMPASS_FIELDS)
+
+
+def _scores(answer: dict[str, float] | None) -> tuple[float, float, float] | None:
+    return None if answer is None else (answer["fidelity"], answer["q_lr"], answer["q_sr"])
 
 
 def _expected(reply: Reply) -> float:

@@ -95,6 +95,20 @@ class FinPercepRM(nn.Module):
                 assert isinstance(adapters, nn.ModuleList)
                 adapters.append(_Adapter(channels, rank).to(device))
 
+    def begin_with(self, other: "FinPercepRM") -> None:
+        """Take the encoder and the head of a trained model, and nothing of its map.
+
+        Raises:
+            ValueError: if they are built in another way.
+        """
+        for ours, its in ((self.encoder, other.encoder), (self.head, other.head)):
+            shapes, theirs = ([(n, tuple(t.shape)) for n, t in m.state_dict().items()] for m in (ours, its))
+            if shapes != theirs:
+                raise Refusal(
+                    "expected a model to begin with whose encoder and head are built as this one's, got others"
+                )
+            ours.load_state_dict(its.state_dict())
+
     def forward(self, sr: Tensor) -> tuple[Tensor, Tensor]:
         """(score [B] in (0, 1), higher is better; map [B, 1, H, W] in (0, 1), higher is worse) of SR [B, 3, H, W]."""
         features = self.features(sr)

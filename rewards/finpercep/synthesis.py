@@ -11,10 +11,16 @@ from torch.nn import functional as F
 
 from srgym.errors import MissingFile
 
-__all__ = ["Features", "band_energies", "dinov3", "fault_map", "normaliser", "random_mask", "region_mask", "synthesise"]
+__all__ = [
+    "Features", "Segmenter", "band_energies", "dinov3", "fault_map", "normaliser", "random_mask", "region_mask", "sam",
+    "synthesise",
+]  # fmt: skip
 
 Features = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] in [0, 1] to a feature map [B, C, h, w], compared by the cosine at each place."""
+
+Segmenter = Callable[[Tensor], Tensor]
+"""An image [3, H, W] in [0, 1] to its regions, int64 [H, W], each place the number of the region that it belongs to."""
 
 _LEAST, _MOST = 0.02, 0.30
 _TRIES = 50
@@ -148,6 +154,38 @@ def band_energies(images: Tensor, octaves: int = 3, floor: float = 0.03) -> Tens
 def _blurred(x: Tensor) -> Tensor:
     taps = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), (taps[:, None] * taps)[None, None])
+
+
+def sam(path: str | Path, **thresholds: float) -> Segmenter:
+    """SAM's masks of everything, through transformers' mask generation.
+
+    A place belongs to the smallest mask that covers it; what none covers is a region of its own, number 0.
+
+    Args:
+        path: the folder of a SAM model and its processor.
+        thresholds: of the generation (`pred_iou_thresh`, `stability_score_thresh`, ...); transformers' by default.
+
+    Raises:
+        FileNotFoundError: if it holds none.
+    """
+    from transformers import pipeline
+
+    if not (Path(path) / "config.json").is_file():
+        raise MissingFile(f"expected the folder of a SAM model at '{path}', found none")
+    generate = pipeline("mask-generation", model=str(path))
+
+    def segments(image: Tensor) -> Tensor:
+        from torchvision.transforms.functional import to_pil_image
+
+        with torch.no_grad():
+            found = generate(to_pil_image(image.detach().cpu()), **thresholds)["masks"]
+        masks = sorted((torch.as_tensor(mask) for mask in found), key=lambda mask: -int(mask.sum()))
+        labels = torch.zeros(image.shape[-2:], dtype=torch.int64)
+        for number, mask in enumerate(masks, 1):
+            labels[mask] = number
+        return labels
+
+    return segments
 
 
 def dinov3(path: str | Path) -> Features:

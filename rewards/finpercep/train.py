@@ -64,6 +64,7 @@ def make_examples(
     pairs: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int,
+    segments: Sequence[Tensor] | None = None,
     features: Features | None = None,
     alpha: float = 0.5,
     divisor: float | None = None,
@@ -73,6 +74,7 @@ def make_examples(
 
     Args:
         seed: of the masks; each image's depends on it and on the image's number, not on the cut into batches.
+        segments: of each batch, the regions of every GT, int64 [B, H, W]; SLIC superpixels when None.
         features: for the map (see `fault_map`).
         alpha: the pixels' share in the map.
         divisor: that brings maps to [0, 1] (see `normaliser`); of these very examples when None. Held-out data take
@@ -80,14 +82,17 @@ def make_examples(
         regions: how many of the masks follow the picture's regions; the others are rectangles and strokes.
     """
     made, number = [], 0
-    for sr, gt in pairs:
+    for batch, (sr, gt) in enumerate(pairs):
         masks = []
-        for image in gt:
+        for i, image in enumerate(gt):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             number += 1
             follow = torch.rand((), generator=generator) < regions
+            regions_of = None if segments is None else segments[batch][i]
             masks.append(
-                region_mask(image, generator) if follow else random_mask(image.shape[-2], image.shape[-1], generator)
+                region_mask(image, generator, regions_of)
+                if follow
+                else random_mask(image.shape[-2], image.shape[-1], generator)
             )
         synthetic = synthesise(sr, gt, torch.stack(masks).to(gt))
         faults = (fault_map(synthetic, gt, features, alpha), fault_map(sr, gt, features, alpha))

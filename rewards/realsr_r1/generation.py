@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from srgym.errors import Refusal
 from srgym.registry import Spec
 from srgym.rewards.compass.mllm import seed_of
-from srgym.rewards.serving.engines import Engine, make_engine
+from srgym.rewards.later import Later, gathered, then
+from srgym.rewards.serving.engines import Engine, asked, make_engine
 from srgym.rewards.serving.parsing import parse_object
 from srgym.rewards.serving.prompts import judge
 from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images
@@ -57,7 +59,7 @@ class Judge:
         self.weights = tuple(float(weight) for weight in weights)
         self.seed, self.temperature = seed, temperature
 
-    def __call__(self, sr: Tensor, group: Tensor, lr: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(self, sr: Tensor, group: Tensor, lr: Tensor | None = None) -> Later[dict[str, Tensor]]:
         """SR [B, 3, H, W], their group int64 [B] and, to be shown too, LR [B, 3, h, w].
 
         Returns:
@@ -68,13 +70,19 @@ class Judge:
         rows = [[i for i, of in enumerate(group.tolist()) if of == label] for label in torch.unique(group).tolist()]
         shown = [self._shuffled(members, files) for members in rows]
         questions = [self._question(order, files, inputs) for order in shown]
-        table = torch.full((len(sr), 3), math.nan)
-        for order, verdict in zip(shown, self._ask(questions, [len(order) for order in shown]), strict=True):
+        verdicts = self._ask(questions, [len(order) for order in shown])
+        return then(verdicts, lambda verdicts: self._columns(len(sr), shown, verdicts, sr.device))
+
+    def _columns(
+        self, count: int, shown: list[list[int]], verdicts: list[Verdict | None], device: torch.device
+    ) -> dict[str, Tensor]:
+        table = torch.full((count, 3), math.nan)
+        for order, verdict in zip(shown, verdicts, strict=True):
             if verdict is not None:
                 for row, name in zip(order, _names(len(order)), strict=True):
                     table[row] = torch.tensor([verdict[name][axis] / _BEST for axis in AXES])
-        table = table.to(sr.device)
-        total = table @ table.new_tensor(self.weights)
+        table = table.to(device)
+        total = (table * table.new_tensor(self.weights)).sum(1)
         return {"total": total} | {axis: table[:, i] for i, axis in enumerate(AXES)}
 
     def _shuffled(self, members: list[int], files: list[bytes]) -> list[int]:
@@ -97,16 +105,19 @@ class Judge:
             pattern=verdict_pattern(names),
         )
 
-    def _ask(self, questions: list[Question], sizes: list[int]) -> list[Verdict | None]:
-        """Verdicts, all questions in flight together where their groups are of one size, as they nearly always are."""
-        verdicts: list[Verdict | None] = [None] * len(questions)
-        for size in sorted(set(sizes)):
-            at = [i for i, of in enumerate(sizes) if of == size]
-            names = _names(size)
-            answers = self.engine.ask([questions[i] for i in at], lambda reply, names=names: _read(reply, names))  # type: ignore[misc]
-            for i, answer in zip(at, answers, strict=True):
-                verdicts[i] = answer
-        return verdicts
+    def _ask(self, questions: list[Question], sizes: list[int]) -> Later[list[Verdict | None]]:
+        """Verdicts; groups of one size, as they nearly always are, are asked about together."""
+        places = {str(size): [i for i, of in enumerate(sizes) if of == size] for size in sorted(set(sizes))}
+        answers = {
+            size: asked(self.engine, [questions[i] for i in at], partial(_read, names=_names(int(size))))
+            for size, at in places.items()
+        }
+
+        def sorted_in(answers: dict[str, list[Verdict | None]]) -> list[Verdict | None]:
+            found = {i: verdict for size, at in places.items() for i, verdict in zip(at, answers[size], strict=True)}
+            return [found[i] for i in range(len(questions))]
+
+        return then(gathered(answers), sorted_in)
 
 
 def read_verdict(text: str, names: Sequence[str]) -> Verdict:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from srgym.errors import Refusal
-from srgym.rewards.base import Incompatible
+from srgym.rewards.base import Incompatible, RewardOutput
+from srgym.rewards.later import Later, gathered, then
 from srgym.rewards.realsr_r1.degradation import degradation_reward
 from srgym.rewards.realsr_r1.format import format_reward, section
 from srgym.rewards.realsr_r1.generation import Judge
@@ -97,7 +98,7 @@ class RealSRR1:
         tags: Sequence[Sequence[str]] | None = None,
         group: Tensor | None = None,
         intermediate: Sequence[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Later[dict[str, Tensor]]:
         """SR [B, 3, H, W] and context to `total` and the components, all [B].
 
         Args:
@@ -108,10 +109,14 @@ class RealSRR1:
         parts = self._of_text(len(sr), text, degradation, tags)
         columns = {name: torch.tensor(part, device=sr.device) for name, part in parts.items()}
         generated = self._generated(sr, lr, hr, group, intermediate if self.steps else None)
-        columns["generation"] = generated.pop("total")
+        return then(generated, lambda generated: self._summed(columns, generated))
+
+    def _summed(self, written: Mapping[str, Tensor], generated: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        columns = {**written, "generation": generated["total"]}
         present = [self.weights[name] * columns[name].nan_to_num() for name in COMPONENTS[:3]]
         total = torch.stack(present).sum(0) + self.weights["generation"] * columns["generation"]
-        return {"total": total, **columns, **{f"generation/{name}": part for name, part in generated.items()}}
+        beside = {f"generation/{name}": part for name, part in generated.items() if name != "total"}
+        return {"total": total, **columns, **beside}
 
     def _of_text(self, count: int, text: Any, degradation: Any, tags: Any) -> dict[str, list[float]]:
         parts: dict[str, list[float]] = {name: [math.nan] * count for name in COMPONENTS[:3]}
@@ -130,24 +135,31 @@ class RealSRR1:
 
     def _generated(
         self, sr: Tensor, lr: Tensor | None, hr: Tensor | None, group: Tensor | None, steps: Sequence[Tensor] | None
-    ) -> dict[str, Tensor]:
-        final = self._image(sr, lr, hr, group)
-        if not steps:
+    ) -> Later[dict[str, Tensor]]:
+        images = {"final": self._image(sr, lr, hr, group)}
+        images |= {str(i): self._image(image, lr, None, group) for i, image in enumerate(steps or ())}
+        return then(gathered(images), self._weighed)
+
+    def _weighed(self, images: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        final = images.pop("final")
+        if not images:
             return final
-        before = torch.stack([self._image(image, lr, None, group)["total"] for image in steps]).mean(0)
+        before = torch.stack([image["total"] for image in images.values()]).mean(0)
         return {**final, "total": (final["total"] + self.steps * before) / (1 + self.steps), "steps": before}
 
-    def _image(self, sr: Tensor, lr: Tensor | None, hr: Tensor | None, group: Tensor | None) -> dict[str, Tensor]:
+    def _image(
+        self, sr: Tensor, lr: Tensor | None, hr: Tensor | None, group: Tensor | None
+    ) -> Later[dict[str, Tensor]]:
         if self.metrics is not None:
-            scored = self.metrics(sr, lr=lr, hr=hr, group=group)
-            return {**scored.components, "total": scored.total}
+            scored: Later[RewardOutput] = self.metrics.begin(sr, lr=lr, hr=hr, group=group)
+            return then(scored, lambda scored: {**scored.components, "total": scored.total})
         assert self.judge is not None
         # Without groups every image is judged alone.
         group = torch.arange(len(sr)) if group is None else group
         return self.judge(sr, group, lr if self.reference else None)
 
 
-def _generation(spec: Any) -> tuple[Callable[..., dict[str, Tensor]] | None, Any]:
+def _generation(spec: Any) -> tuple[Callable[..., Later[dict[str, Tensor]]] | None, Any]:
     """(a judge, None) or (None, a reward of metrics)."""
     if isinstance(spec, Judge):
         return spec, None

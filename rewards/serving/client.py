@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -42,10 +43,11 @@ class _Replica:
 
 
 class _Batch:
-    """The questions of one call, and what has become of them."""
+    """The questions of one call, and what has become of them; given up at `end`, of `time.monotonic`."""
 
-    def __init__(self, questions: list[Question], labels: list[int]) -> None:
+    def __init__(self, questions: list[Question], labels: list[int], end: float) -> None:
         self.questions, self._labels = questions, labels
+        self.began, self.end = time.monotonic(), end
         self.answers: list[Any] = [None] * len(questions)
         self._rows: dict[int, list[int]] = {}
         for i, label in enumerate(labels):
@@ -73,13 +75,18 @@ class _Batch:
             if count:
                 self._hand_over(label)
 
+    @property
+    def labels(self) -> set[int]:
+        """All groups."""
+        return set(self._rows)
+
     def answers_of(self, label: int) -> list[Any]:
         """A group's answers as far as they are there."""
         return [self.answers[i] for i in self._rows[label]]
 
-    def next_before(self, end: float) -> Any:
-        """What is handed over next; raises queue.Empty if nothing is by `end` (of `time.monotonic`)."""
-        return self.out.get(timeout=max(0.0, end - time.monotonic()))
+    def next(self) -> Any:
+        """What is handed over next; raises queue.Empty if nothing is by the end."""
+        return self.out.get(timeout=max(0.0, self.end - time.monotonic()))
 
     def _hand_over(self, label: int) -> None:
         self.out.put((label, self.answers_of(label)))
@@ -95,15 +102,16 @@ class Client:
         urls: base addresses, such as "http://127.0.0.1:8000"; one or several replicas of the same model.
         model: the name that the servers know the model by.
         token: sent as a bearer token; when None, what the environment variable `token_variable` holds.
-        limit: how many requests are in flight at once.
+        limit: how many requests are in flight at once, of all batches together.
         timeout: seconds for one request.
         deadline: seconds for one batch, retries and pauses included.
         retries: how often a failed question is asked again.
         backoff: seconds before the first retry; doubled for each further one, and spread by half.
         failures, cooldown: when a replica is left alone, and for how many seconds at first (see `Breaker`).
         structured: send vLLM's `structured_outputs` for questions with a pattern or choices.
-        patience: after how many batches in a row without a single reply to give up, with ServersSilent. Replies that
-            hold no usable score count as replies: a model that answers badly costs samples, and doesn't stop a run.
+        patience: after how many batches in a row without a single reply to give up, with ServersSilent; those that
+            were asked at once, as the parts of a rollout are, count as one. Replies that hold no usable score count as
+            replies: a model that answers badly costs samples, and doesn't stop a run.
 
     Attributes:
         stats: how many questions were `asked` and `lost`, and how often each fault was met.
@@ -141,9 +149,10 @@ class Client:
         self.model, self._token = model, token or os.environ.get(token_variable)
         self.limit, self.timeout, self.deadline = limit, timeout, deadline
         self.retries, self.backoff, self.structured = retries, backoff, structured
-        self.patience, self._silent = patience, 0
+        self.patience, self._silent, self._silent_until = patience, 0, -math.inf
         library()
         self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.stats: Counter[str] = Counter()
 
     def ready(self) -> None:
@@ -162,8 +171,17 @@ class Client:
         Raises:
             ServerRefused, ServersSilent: see `stream`.
         """
-        batches = list(self.stream(questions, read))
-        return batches[0][1] if batches else []
+        return self.begin(questions, read)()
+
+    def begin(self, questions: Sequence[Question], read: Callable[[Reply], T]) -> Callable[[], list[T | None]]:
+        """Ask without waiting: returns a function that waits for what `ask` returns, and raises what it raises."""
+        arriving = self._received(self._sent(questions, read, [0] * len(questions))) if questions else iter(())
+
+        def answers() -> list[T | None]:
+            batches = list(arriving)
+            return batches[0][1] if batches else []
+
+        return answers
 
     def stream(
         self, questions: Sequence[Question], read: Callable[[Reply], T], groups: Sequence[int] | None = None
@@ -182,25 +200,40 @@ class Client:
         labels = list(groups) if groups is not None else [0] * len(questions)
         if len(labels) != len(questions):
             raise Refusal(f"expected a group for each of {len(questions)} questions, got {len(labels)}")
-        if not questions:
-            return
-        # A thread of its own, because the caller may already be inside an event loop (a notebook is). It isn't joined:
-        # what it may still be doing after the last group (closing sockets) concerns nobody.
-        batch = _Batch(list(questions), labels)
-        run = self._run(batch, read)
-        threading.Thread(target=asyncio.run, args=(run,), name="srgym-client", daemon=True).start()
-        end, missing = time.monotonic() + self.deadline + _GRACE, set(labels)
+        if questions:
+            yield from self._received(self._sent(questions, read, labels))
+
+    def _sent(self, questions: Sequence[Question], read: Callable[[Reply], T], labels: list[int]) -> _Batch:
+        batch = _Batch(list(questions), labels, time.monotonic() + self.deadline + _GRACE)
+        asyncio.run_coroutine_threadsafe(self._run(batch, read), self._running())
+        return batch
+
+    def _received(self, batch: _Batch) -> Iterator[tuple[int, list[Any]]]:
+        """A batch's groups as they are complete; then what it ended with, if that's an error."""
+        missing = batch.labels
         try:
-            while (item := batch.next_before(end)) is not None:
+            while (item := batch.next()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 missing.discard(item[0])
                 yield item
         except queue.Empty:  # the loop is stuck in something that doesn't give way
-            _log.warning("a batch of %d questions is given up %g s after its deadline", len(questions), _GRACE)
+            _log.warning("a batch of %d questions is given up %g s after its deadline", len(batch.questions), _GRACE)
+            with self._lock:
+                self._loop = None  # the next batch gets another
             yield from ((label, batch.answers_of(label)) for label in missing)
         finally:
             batch.left.set()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The event loop of this client's batches, in a thread of its own: the caller may already be inside a loop (a
+        notebook is), and goes on with other work while answers come in."""
+        with self._lock:
+            if self._loop is None:
+                self._loop, self._gate = asyncio.new_event_loop(), asyncio.Semaphore(self.limit)
+                threading.Thread(target=self._loop.run_forever, name="srgym-client", daemon=True).start()
+                weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+            return self._loop
 
     async def _run(self, batch: "_Batch", read: Callable[[Reply], T]) -> None:
         try:
@@ -214,7 +247,7 @@ class Client:
             batch.out.put(None)
 
     async def _collect(self, http: Any, batch: "_Batch", read: Callable[[Reply], T]) -> None:
-        gate = asyncio.Semaphore(self.limit)
+        gate = self._gate
         done: asyncio.Queue[asyncio.Task[T | None]] = asyncio.Queue()
         number: dict[asyncio.Task[T | None], int] = {}
         for i, question in enumerate(batch.questions):
@@ -244,7 +277,10 @@ class Client:
         silent = lost == len(batch.questions) and not batch.faults["bad answer"] and not batch.left.is_set()
         with self._lock:
             self.stats.update({**batch.faults, "asked": len(batch.questions), "lost": lost})
-            self._silent = self._silent + 1 if silent else 0
+            if not silent:
+                self._silent = 0
+            elif batch.began >= self._silent_until:
+                self._silent, self._silent_until = self._silent + 1, time.monotonic()
             in_a_row = self._silent
         if not lost:
             return

@@ -5,9 +5,10 @@ from typing import Protocol, TypeVar
 
 from srgym.errors import Refusal
 from srgym.registry import Spec
+from srgym.rewards.later import Later
 from srgym.rewards.serving.question import BadAnswer, Question, Reply
 
-__all__ = ["ENGINES", "Engine", "ask_locally", "make_engine"]
+__all__ = ["ENGINES", "Engine", "asked", "ask_locally", "make_engine"]
 
 T = TypeVar("T")
 
@@ -15,7 +16,11 @@ ENGINES = ("served", "transformers", "vllm")
 
 
 class Engine(Protocol):
-    """Answers questions about images."""
+    """Answers questions about images.
+
+    One whose answers come from elsewhere also has `begin(questions, read)`: it asks, and returns a function that waits
+    for what `ask` returns.
+    """
 
     def ask(self, questions: Sequence[Question], read: Callable[[Reply], T]) -> list[T | None]:
         """Each question's answer, as `read` makes it of a reply; None where there's no good one."""
@@ -60,6 +65,12 @@ def make_engine(spec: "Spec | Engine", *, model: str) -> Engine:
         return VLLMEngine(**options)
     except TypeError as error:
         raise Refusal(f"engine '{name}': {error}") from error
+
+
+def asked(engine: Engine, questions: Sequence[Question], read: Callable[[Reply], T]) -> Later[list[T | None]]:
+    """What `engine.ask` returns, or a function that waits for it where others answer."""
+    begin: Callable[..., Callable[[], list[T | None]]] | None = getattr(engine, "begin", None)
+    return engine.ask(questions, read) if begin is None else begin(questions, read)
 
 
 def ask_locally(

@@ -30,14 +30,17 @@ COMMANDS = {
     "train": "train a policy: srgym train experiment=oars",
     "evaluate": "score a policy, or a folder of images",
     "compare": "compare runs with intervals",
+    "reproduce": "run the papers' claims in miniature, each with a verdict",
     "upscale": "super-resolve photographs: srgym upscale photo.jpg",
     "rewards": "list the rewards, or check one: srgym rewards check NAME",
     "envs": "list the sources of contexts and the environments",
+    "judge": "make a judge: pool, label, train, evaluate, distil",
     "describe": "have a served model describe images, for policies that write",
     "doctor": "check this machine and say what to do",
     "merge": "add a LoRA to the weights of a policy",
     "export": "write a policy so that stock diffusers reads it, with a model card",
     "serve": "serve a reward over HTTP",
+    "arena": "ask people which images they prefer, in the browser",
     "launch": "write a SLURM job that trains: srgym launch slurm nodes=2 gpus=8 experiment=oars_qwen",
 }
 
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[variable] = "1"  # processes that are started see it, too
     command = import_module(f"srgym.runners.commands.{name}")
     if any(flag in rest for flag in ("-h", "--help")):
-        print(command.__doc__)
+        print(command.usage(rest) if hasattr(command, "usage") else command.__doc__)
         return 0
     return _run(command.run, rest)
 

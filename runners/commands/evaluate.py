@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from srgym.envs import SRTask
     from srgym.runners.measure.methods import Method
 
-__all__ = ["run"]
+__all__ = ["chosen_env", "named_folders", "run"]
 
 _FOLDERS = str | Sequence[str] | Mapping[str, str]
 _KINDS = {
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
         from srgym.runners.measure.published import published_tables
 
         published_tables(settings["dataset"])  # an unknown data set is refused before anything is scored
-    env = None if settings["pred"] else _env(rest)
+    env = None if settings["pred"] else chosen_env(rest)
     from srgym.runners.run.build import use_threads
 
     use_threads(settings["threads"])
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _env(arguments: list[str]) -> dict[str, Any]:
+def chosen_env(arguments: list[str]) -> dict[str, Any]:
     """The env section; of the photographs the test split and of a folder all, unless another split is asked for."""
     from srgym.runners.run.config import compose, resolve
 
@@ -95,7 +95,7 @@ def _progress(share: float) -> None:
         print(f"\revaluating: {share:4.0%}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
 
 
-def _named(spec: Any) -> dict[str, str]:
+def named_folders(spec: Any) -> dict[str, str]:
     """A folder, several, or a mapping of names to folders; a folder is named after itself."""
     if isinstance(spec, Mapping):
         return {str(name): str(folder) for name, folder in spec.items()}
@@ -111,7 +111,7 @@ def _folders(settings: Mapping[str, Any]) -> "tuple[SRTask, dict[str, Method]]":
     from srgym.runners.measure.folders import match_folders
 
     colour_fix = settings["colour_fix"] or "unknown"
-    contexts, images = match_folders(_named(settings["pred"]), settings["hr"], settings["lr"], colour_fix)
+    contexts, images = match_folders(named_folders(settings["pred"]), settings["hr"], settings["lr"], colour_fix)
     return SRTask(contexts), dict(images)
 
 
@@ -120,7 +120,7 @@ def _policies(settings: Mapping[str, Any], env: Mapping[str, Any]) -> "tuple[SRT
     from srgym.runners.run.build import build_task, pick_device
     from srgym.runners.run.upscaling import find_policy
 
-    device, named = pick_device(settings["device"]), _named(settings["policy"])
+    device, named = pick_device(settings["device"]), named_folders(settings["policy"])
     methods: dict[str, Method] = {}
     for name, folder in named.items():
         policy = find_policy(folder, env.get("scale")).to(device)

@@ -3,6 +3,7 @@
   srgym serve compass --model models/compass         two images a question, port 8000
   srgym serve judge --model models/judge             RealSR-R1's generation judge: a whole group, port 8001
   srgym serve refreward --model models/refreward     RefReward-SR's judge, port 8002
+  srgym serve compare --model models/compare         a pairwise judge: the input and two candidates, port 8003
   srgym serve compass --model models/compass port=9000 -- --tensor-parallel-size 2
 
   host=127.0.0.1     the address it listens at; this machine only, unless you name another
@@ -31,7 +32,7 @@ from srgym.runners.commands.arguments import take_flag, take_option, take_settin
 __all__ = ["SERVED", "run"]
 
 # Name: (port, images in one question). Each reward's client looks for its own by default.
-SERVED = {"compass": (8000, 2), "judge": (8001, 17), "refreward": (8002, 2)}
+SERVED = {"compass": (8000, 2), "judge": (8001, 17), "refreward": (8002, 2), "compare": (8003, 3)}
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -7,7 +7,7 @@ policy on the test contexts.
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,14 @@ class Progress:
 
 
 def run_cell(folder: Path) -> None:
-    """Do what `cell.json` in the folder asks:
+    """Do what `cell.json` in the folder asks; a run whose last stage makes a reward model is trained alone.
 
     - `overrides`: of `srgym train`; None for a starting policy that isn't trained.
     - `settings`: the overrides that say env and policy of such a start.
     - `metrics`: labels to reward specifications; `reward`: the label of the one that is trained on.
-    - `test`: changes of the env section for the final evaluation; `limit`, `steps`, `seeds`, `pictures`,
-      `picture_size`: of it; `baselines`: whether to score what costs no reinforcement learning, too.
+    - `test`: changes of the env section for the final evaluation, or another section, if it has a name; `limit`,
+      `steps`, `seeds`, `pictures`, `picture_size`: of it; `baselines`: whether to score what costs no reinforcement
+      learning, too.
     """
     request, started = read_object(folder / "cell.json", {}), time.monotonic()
     config = resolve(*compose([*(request["overrides"] or request["settings"]), f"out={folder / 'run'}"]))
@@ -85,9 +86,9 @@ def run_cell(folder: Path) -> None:
     with locked(folder) if first else nullcontext():
         cost = {} if request["overrides"] is None else _train(folder, request, config)
         if first:
-            final = _evaluate(folder, request, config)
-            seconds = time.monotonic() - started
-            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, "seconds": seconds})
+            final = _evaluate(folder, request, config) if config.stages[-1].kind != "scorer" else None
+            spent = {"seconds": time.monotonic() - started, "cpu": time.process_time()}
+            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, **spent})
 
 
 def _train(folder: Path, request: Mapping[str, Any], config: RunConfig) -> dict[str, float]:
@@ -107,7 +108,7 @@ def _evaluate(folder: Path, request: Mapping[str, Any], config: RunConfig) -> st
     stage = config.stages[-1]
     use_threads(stage.sections["runner"]["threads"])
     saved = None if request["overrides"] is None else f"run/stages/{stage.name}/policy"
-    env = {**stage.sections["env"], **request["test"]}
+    env = dict(request["test"]) if "name" in request["test"] else {**stage.sections["env"], **request["test"]}
     policy = policies.load(folder / saved) if saved else build_policy(stage.sections["policy"], env)
     policy = policy.to(pick_device(stage.sections["runner"]["device"]))
     methods: dict[str, Method] = {"policy": Samples(policy, request["steps"])}
@@ -137,11 +138,11 @@ def _save_pictures(folder: Path, pictures: Sequence[Mapping[str, Any]]) -> None:
     write_json(folder / "pictures.json", listed)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], run: Callable[[Path], None] = run_cell) -> int:
     """Run the cell in a folder; 0, or 2 with a sentence, or 128 + n when stopped by signal n."""
     end_with_parent()
     try:
-        run_cell(Path(arguments[0]))
+        run(Path(arguments[0]))
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

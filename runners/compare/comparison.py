@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,16 @@ from srgym.errors import Refusal
 from srgym.files import locked, write_json
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.compare.board import Board
-from srgym.runners.compare.executor import Cell, Executor, LocalExecutor, Outcome, SlurmExecutor, read_done, run_cells
+from srgym.runners.compare.executor import (
+    CELL,
+    Cell,
+    Executor,
+    LocalExecutor,
+    Outcome,
+    SlurmExecutor,
+    read_done,
+    run_cells,
+)
 from srgym.runners.compare.plan import Plan, tuned_plan
 from srgym.runners.measure.evaluation import read_evaluation
 from srgym.runners.measure.metrics import check_metrics, make_metrics
@@ -38,7 +48,7 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     cells = [*plan.starts, *plan.trial_cells, *plan.cells]
     todo = sum(read_done(cell) is None for cell in cells)
     on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
-    executor = make_executor(plan)
+    executor = make_executor(plan.settings, plan.folder, plan.fixed)
     if todo:
         look_ahead(plan)
     write_json(plan.folder / "compare.json", plan.as_json())
@@ -99,23 +109,25 @@ def _validation_score(cell: Cell, reward: str) -> float:
     return float(frame.loc[(frame["metric"] == reward) & (frame["method"] == "policy"), "value"].mean())
 
 
-def make_executor(plan: Plan) -> Executor:
-    """What the plan's cells run on: `executor`, `jobs`, `devices`, `gpus` and `slurm` of its settings."""
-    settings = plan.settings
+def make_executor(settings: Mapping[str, Any], folder: Path, fixed: Sequence[str] = (), module: str = CELL) -> Executor:
+    """What cells run on: `executor`, `jobs`, `devices`, `gpus` and `slurm` of a command's settings.
+
+    Args:
+        folder: of the comparison. fixed: overrides of all runs. module: what a cell's process is.
+    """
     jobs, gpus = settings["jobs"], settings["gpus"]
     if settings["executor"] == "slurm":
-        return SlurmExecutor(plan.folder / "slurm", settings["slurm"], gpus=gpus, jobs=jobs)
-    devices = _devices(plan)
+        return SlurmExecutor(folder / "slurm", settings["slurm"], gpus=gpus, jobs=jobs, module=module)
+    devices = _devices(settings["devices"], fixed)
     slots = jobs or (max(1, len(devices) // gpus) if devices else len(os.sched_getaffinity(0)))
-    return LocalExecutor(slots, devices, gpus)
+    return LocalExecutor(slots, devices, gpus, module=module)
 
 
-def _devices(plan: Plan) -> list[str]:
+def _devices(asked: Any, fixed: Sequence[str]) -> list[str]:
     """The GPUs that cells are dealt to: those asked for, else all that are visible; none where runs are on the CPU."""
-    asked = plan.settings["devices"]
     if asked is not None:
         return [str(device) for device in (asked if isinstance(asked, list) else [asked])]
-    device = next((o.partition("=")[2] for o in plan.fixed if o.startswith("runner.device=")), "auto")
+    device = next((o.partition("=")[2] for o in fixed if o.startswith("runner.device=")), "auto")
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,7 @@ __all__ = [
     "run_cells",
 ]
 
-_CELL = "srgym.runners.compare.cell"
+CELL = "srgym.runners.compare.cell"
 _POLL = 0.2  # seconds
 _PATIENCE = 120.0  # seconds that a stopped cell has to save itself
 
@@ -56,6 +56,7 @@ class Cell:
         label: what is compared; the seeds of one label are its repetitions.
         role: "start", "agent" or "control".
         request: what the process is asked, as JSON values (see `srgym.runners.compare.cell`).
+        needs: names of cells whose folders it reads.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Cell:
     role: str
     seed: int
     request: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -135,7 +137,8 @@ def run_cells(
     on_outcome: Callable[[Outcome, int, int], None] | None = None,
     on_poll: Callable[[Sequence[Cell], int], None] | None = None,
 ) -> list[Outcome]:
-    """Run the cells that aren't done yet. One that fails doesn't stop the others.
+    """Run the cells that aren't done yet, in their order as far as `needs` allow. One that fails stops those alone that
+    need it.
 
     Args:
         on_outcome: is called as each cell ends, with how many have and how many there are.
@@ -164,7 +167,13 @@ def run_cells(
     try:
         while waiting or running:
             free = max(0, executor.slots - len(running))
-            begun = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            for cell, missing in _bereft(waiting, outcomes):
+                waiting.remove(cell)
+                end(Outcome(cell, f"needs {missing}, which failed", 0.0))
+            unmet = {cell.name for cell in waiting} | set(running)
+            begun = [cell for cell in waiting if unmet.isdisjoint(cell.needs)][:free]
+            for cell in begun:
+                waiting.remove(cell)
             for cell in begun:
                 write_json(cell.folder / "cell.json", cell.request)
             for cell, job in zip(begun, executor.start(begun) if begun else [], strict=True):
@@ -185,6 +194,12 @@ def run_cells(
     return [outcomes[cell.name] for cell in cells]
 
 
+def _bereft(waiting: Iterable[Cell], outcomes: Mapping[str, Outcome]) -> list[tuple[Cell, str]]:
+    """The cells that wait for one that failed, and its name."""
+    failed = {name for name, outcome in outcomes.items() if outcome.error is not None}
+    return [(cell, missing[0]) for cell in waiting if (missing := [name for name in cell.needs if name in failed])]
+
+
 def _stop(jobs: Sequence[Job]) -> None:
     """Let jobs save and end; those that take too long are killed."""
     for job in jobs:
@@ -203,11 +218,11 @@ def _last_words(log: Path, code: int) -> str:
     return lines[-1] if lines else f"ended with exit code {code} without a word"
 
 
-def _command(gpus: int) -> tuple[str, ...]:
+def _command(gpus: int, module: str) -> tuple[str, ...]:
     """What runs a cell, its folder put behind: through torchrun where it has several GPUs."""
     if gpus < 2:
-        return (sys.executable, "-m", _CELL)
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m", _CELL)
+        return (sys.executable, "-m", module)
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m", module)
 
 
 def _spawn(command: Sequence[str], cell: Cell, **environment: str) -> "subprocess.Popen[bytes]":
@@ -253,18 +268,20 @@ class LocalExecutor:
             than GPUs, several processes share one.
         gpus: of each process; more than one starts it through torchrun.
         command: what a cell's process runs instead; its folder is put behind.
+        module: what a cell's process is.
 
     Raises:
         ValueError: for more GPUs a process than there are.
     """
 
     def __init__(
-        self, slots: int, devices: Sequence[str] = (), gpus: int = 1, command: Sequence[str] | None = None
-    ) -> None:
+        self, slots: int, devices: Sequence[str] = (), gpus: int = 1, command: Sequence[str] | None = None,
+        module: str = CELL,
+    ) -> None:  # fmt: skip
         if devices and gpus > len(devices):
             raise Refusal(f"gpus={gpus} of each run can't be had of the {len(devices)} in devices={list(devices)}")
         self._slots, self._gpus = slots, gpus
-        self._command = tuple(command or _command(gpus if devices else 1))
+        self._command = tuple(command or _command(gpus if devices else 1, module))
         self._load = dict.fromkeys(devices, 0)
 
     @property
@@ -329,6 +346,7 @@ class SlurmExecutor:
         jobs: at most so many of an array at a time; None: as many as the cluster gives.
         cluster: "slurm", or another of submitit's.
         command: what a cell's process runs instead; its folder is put behind.
+        module: what a cell's process is.
 
     Raises:
         ValueError: without submitit, or for a setting that it doesn't know.
@@ -345,12 +363,13 @@ class SlurmExecutor:
         jobs: int | None = None,
         cluster: str = "slurm",
         command: Sequence[str] | None = None,
+        module: str = CELL,
     ) -> None:
         try:
             import submitit
         except ImportError as error:
             raise Refusal("executor=slurm needs submitit: pip install 'srgym[slurm]'") from error
-        self._command = tuple(command or _command(gpus))
+        self._command = tuple(command or _command(gpus, module))
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster)
             asked = {"gpus_per_node": gpus, "slurm_array_parallelism": jobs, **settings}

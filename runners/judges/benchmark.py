@@ -5,7 +5,7 @@ truth rates alike isn't asked. The figure is the mean over scenes: what would va
 so intervals resample scenes, each with all its pairs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -84,8 +84,13 @@ def _means(hit: Mapping[str, Floats]) -> Floats:
     return np.array([own.mean() for own in hit.values()])
 
 
-def accuracy(truth: Scores, predicted: Scores, subset: str = "All") -> Accuracy:
+def accuracy(
+    truth: Scores, predicted: Scores, subset: str = "All", pictures: Mapping[str, str] | None = None
+) -> Accuracy:
     """A judge's accuracy on a subset, in [0, 1].
+
+    Args:
+        pictures: what each scene is a piece of, where several are of one; these are resampled, with all their scenes.
 
     Raises:
         Refusal: if the subset has no pair.
@@ -93,22 +98,33 @@ def accuracy(truth: Scores, predicted: Scores, subset: str = "All") -> Accuracy:
     gaps = _gaps(truth, predicted, subset)
     if not gaps:
         raise Refusal(f"the subset {subset} of these scenes has no pair to be ordered")
-    per = _means(hits(truth, predicted, subset))
+    per, names = _means(hits(truth, predicted, subset)), _names(gaps, pictures)
     said = np.concatenate([own for _, own in gaps.values()])
     return Accuracy(
-        crossed_interval(per[None]), _error(per), len(said), float(np.mean(said == 0)), float(np.mean(np.isnan(said)))
+        crossed_interval(per[None], names),
+        _error(per, names),
+        len(said),
+        float(np.mean(said == 0)),
+        float(np.mean(np.isnan(said))),
     )
 
 
-def _error(per: Floats) -> float:
-    """Standard error of a mean over scenes."""
-    return float(per.std(ddof=1) / np.sqrt(len(per))) if len(per) > 1 else np.nan
+def _names(scenes: Iterable[str], pictures: Mapping[str, str] | None) -> list[str]:
+    return [(pictures or {}).get(scene, scene) for scene in scenes]
 
 
-def difference(truth: Scores, one: Scores, other: Scores, subset: str = "All") -> Interval:
-    """Accuracy of one judge over another's, on the same pairs of the same scenes."""
-    ours, theirs = (_means(hits(truth, predicted, subset)) for predicted in (one, other))
-    return crossed_difference(ours[None], theirs[None])
+def _error(per: Floats, names: Sequence[str]) -> float:
+    """Standard error of a mean over pictures, each the mean of its scenes."""
+    means = np.array([per[[own == name for own in names]].mean() for name in dict.fromkeys(names)])
+    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else np.nan
+
+
+def difference(
+    truth: Scores, one: Scores, other: Scores, subset: str = "All", pictures: Mapping[str, str] | None = None
+) -> Interval:
+    """Accuracy of one judge over another's, on the same pairs of the same scenes; see `accuracy`."""
+    ours, theirs = (hits(truth, predicted, subset) for predicted in (one, other))
+    return crossed_difference(_means(ours)[None], _means(theirs)[None], _names(ours, pictures))
 
 
 def by_gap(truth: Scores, predicted: Scores, parts: int = 4) -> list[tuple[float, float, float, int]]:
@@ -121,14 +137,20 @@ def by_gap(truth: Scores, predicted: Scores, parts: int = 4) -> list[tuple[float
     return [(float(real[p[0]]), float(real[p[-1]]), float(right[p].mean()), len(p)) for p in split]
 
 
+def _method(label: str) -> str:
+    """What made a candidate; a method's further samples are called `method #2` and so on."""
+    return label.partition(" #")[0]
+
+
 def leave_method_out(truth: Scores, predicted: Scores) -> dict[str, tuple[float, float]]:
     """Of every method: the accuracy on pairs without it, and on pairs with it; NaN where there are none."""
     rows: dict[str, tuple[list[float], list[float]]] = {}
     right = hits(truth, predicted)
     for scene, own in right.items():
         for pair, hit in zip(_pairs(truth[scene], "All"), own, strict=True):
-            for method in truth[scene]:
-                rows.setdefault(method, ([], []))[method in pair].append(float(hit))
+            of = {_method(label) for label in pair}
+            for method in {_method(label) for label in truth[scene]}:
+                rows.setdefault(method, ([], []))[method in of].append(float(hit))
     return {
         method: (float(np.mean(without)) if without else np.nan, float(np.mean(with_)) if with_ else np.nan)
         for method, (without, with_) in rows.items()
@@ -140,16 +162,17 @@ def leave_method_out(truth: Scores, predicted: Scores) -> dict[str, tuple[float,
 
 def method_mean(truth: Scores, held_out: bool = False) -> Scores:
     """Every image rated by the mean truth of its method: over all scenes, or, `held_out`, over the others."""
-    methods = dict.fromkeys(method for own in truth.values() for method in own)
-    total = {m: sum(own[m] for own in truth.values() if m in own) for m in methods}
-    count = {m: sum(m in own for own in truth.values()) for m in methods}
+    by_method: dict[str, dict[str, list[float]]] = {}
+    for scene, own in truth.items():
+        for label, value in own.items():
+            by_method.setdefault(_method(label), {}).setdefault(scene, []).append(value)
 
-    def mean(method: str, own: Mapping[str, float]) -> float:
-        if not held_out:
-            return total[method] / count[method]
-        return (total[method] - own[method]) / (count[method] - 1) if count[method] > 1 else np.nan
+    def mean(label: str, scene: str) -> float:
+        own = by_method[_method(label)]
+        kept = [value for name, values in own.items() if not (held_out and name == scene) for value in values]
+        return float(np.mean(kept)) if kept else np.nan
 
-    return {scene: {method: mean(method, own) for method in own} for scene, own in truth.items()}
+    return {scene: {label: mean(label, scene) for label in own} for scene, own in truth.items()}
 
 
 def original_best(truth: Scores, subset: str = "All") -> tuple[float, float]:
@@ -160,7 +183,7 @@ def original_best(truth: Scores, subset: str = "All") -> tuple[float, float]:
             best = {a: float(a == ORIGINAL) for pair in pairs for a in pair}
             right = [0.5 if best[a] == best[b] else float((best[a] > best[b]) == (own[a] > own[b])) for a, b in pairs]
             per.append(float(np.mean(right)))
-    return float(np.mean(per)), _error(np.asarray(per))
+    return float(np.mean(per)), _error(np.asarray(per), [str(i) for i in range(len(per))])
 
 
 def order_flips(compared: Mapping[tuple[int, int], float]) -> float:

@@ -44,16 +44,16 @@ class DistilSettings:
     """How a judge is distilled.
 
     Attributes:
-        policy: whose samples the student must tell apart, as a policy section. samples: K of each input.
+        policy: whose samples the student must tell apart, as a policy section; {}: the compact one. samples: K of each.
         sampler_steps: of the policy.
         validation: split that the student is measured on; its training is on `split`.
         repeats, temperature: a judge that samples is asked so often about every image; its mean teaches, and the spread
             is its noise. Once, at temperature 0: what is left is that of rounding.
         steps, lr, groups_per_step: of the student's training. pairs: weight of the pairs of one policy's samples.
-        engine: who answers for the judge's folder.
+        engine: who answers for the judge's folder: transformers (also {}) or vllm with their options.
     """
 
-    policy: Mapping[str, Any] = field(default_factory=lambda: {"name": "compact"})
+    policy: Mapping[str, Any] = field(default_factory=dict)
     samples: Annotated[int, Ge(3)] = 8
     sampler_steps: Count = 6
     split: str = "train"
@@ -65,13 +65,13 @@ class DistilSettings:
     lr: Positive = 2e-3
     pairs: Annotated[float, Ge(0)] = 1.0
     seed: Natural = 0
-    engine: Mapping[str, Any] = field(default_factory=lambda: {"engine": "transformers"})
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_arguments(DistilSettings, vars(self), "distil.")
+        check_arguments(DistilSettings, vars(self), "")
         if (self.repeats > 1) != (self.temperature > 0):
             raise Refusal(
-                "distil.repeats and distil.temperature: a judge is asked several times to know its noise, which it has "
+                "repeats and temperature: a judge is asked several times to know its noise, which it has "
                 f"at a temperature above 0 alone, got {self.repeats} and {self.temperature}"
             )
 
@@ -111,7 +111,7 @@ class _Extended:
             drawn = self._policy.rollout({"lr": lr, "prompt": None}, sampling, seeds)["sr"]
         if drawn.shape[-2:] != like.shape[-2:]:
             raise Refusal(
-                f"distil.policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
+                f"policy: expected samples of the candidates' size, {tuple(like.shape[-2:])}, got "
                 f"{tuple(drawn.shape[-2:])}: a policy of another scale"
             )
         large = F.interpolate(lr, size=like.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
@@ -226,7 +226,7 @@ def distil(
     result = {
         "teacher": dict(material.about), "noise": noise, "samples": settings.samples, "policy": policy.name,
         "groups": {name: len(own) for name, own in lessons.items()},
-        "agreement": agreement(model, lessons["validation"]),
+        "agreement": agreement(model, lessons["validation"], {g.name: g.picture or g.name for g in validation.groups}),
         "seconds": {"asking": round(asked, 1), "whole": round(time.monotonic() - started, 1)},
     }  # fmt: skip
     write_json(folder / "distillation.json", result)
@@ -235,12 +235,14 @@ def distil(
 
 
 @torch.no_grad()
-def agreement(model: CompactCompass, lessons: Mapping[str, Taught]) -> dict[str, Any]:
+def agreement(model: CompactCompass, lessons: Mapping[str, Taught], pictures: Mapping[str, str]) -> dict[str, Any]:
     """Spearman's correlation of student and teacher: inside groups, and among one policy's samples.
 
     The mean over photographs, each the mean of its groups, with its standard error over photographs; groups in which
-    either side is constant aren't counted, and how many there are is. A photograph is what a group's name has before
-    its first slash.
+    either side is constant aren't counted, and how many there are is.
+
+    Args:
+        lessons: by group. pictures: the photograph that each group is a piece of.
     """
     rho: dict[str, list[float]] = {"inside_groups": [], "one_policy": []}
     for lesson in lessons.values():
@@ -250,7 +252,7 @@ def agreement(model: CompactCompass, lessons: Mapping[str, Taught]) -> dict[str,
         rho["inside_groups"].append(float(group_correlations(said, taught)[0]))
         own = [float(group_correlations(said[:, rows], taught[:, rows])[0]) for rows in families]
         rho["one_policy"].append(float(np.nanmean(own)) if np.isfinite(own).any() else np.nan)
-    photographs = np.array([name.split("/")[0] for name in lessons])
+    photographs = np.array([pictures[name] for name in lessons])
     return {name: _by_photograph(np.array(values), photographs) for name, values in rho.items()}
 
 

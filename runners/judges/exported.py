@@ -104,7 +104,7 @@ def card(record: Mapping[str, Any]) -> str:
         f"# A judge of super-resolution ({recipe})", "",
         f"From `{record['start']}`, {settings['tuning']} training on {settings['labels']} labels. For {use}.",
         "", "## Data", "",
-        f"{data['rows']} rows of {data['groups']} inputs ({data['split']} split) of the set `{data['name']}`; labels by "
+        f"{data['rows']} rows of {data['groups']} inputs ({data['split']} split) of `{data['name']}`; labels by "
         f"{judges}. SHA-256 of its labels: `{data['sha256']}`.",
         "", "## Command", "", f"    {record['command']}", "", "## Scores", "",
     ]  # fmt: skip

@@ -27,7 +27,9 @@ class Group:
             anchor said. fidelity: [N] in [0, 1]; None of a real input.
         better: [N, N], 1 where the first of two candidates is better, 0 where the second is, 0.5 where neither, NaN
             where nobody says; what the comparisons came to.
-        descriptions: [N], "" where there is none.
+        descriptions: [N], "" where there is none. verdicts: the quality that each speaks of, in [1, 5], NaN where it
+            speaks of none; empty where nobody was asked.
+        picture: what the input is a piece of; "" for itself. Pieces of one picture are no independent sample.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Group:
     better: Tensor
     fidelity: tuple[float, ...] | None
     descriptions: tuple[str, ...]
+    verdicts: tuple[float, ...] = ()
+    picture: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ def find_network(name: str) -> Path:
     network = NETWORKS[name]
     missing = [package for package in ("ncnn", network.package) if find_spec(package.replace("-", "_")) is None]
     if missing or network.folder is None:
-        raise MissingFile(f"ncnn:{name} needs {quoted(missing)}, which isn't installed: pip install 'srgym[pool]'")
+        raise MissingFile(
+            f"ncnn:{name} needs {quoted(missing)}, which isn't installed: pip install {' '.join(missing)}"
+        )
     stem = network.folder / network.stem
     for file in _files(stem):
         if not file.is_file():

@@ -48,7 +48,7 @@ def ranking_rows(labels: Sequence[Sequence[float]], settings: Ranking, passes: i
     if not enough:
         most = max((len(own) for own in labels), default=0)
         raise Refusal(
-            f"train.ranking.images={settings.images}: expected LRs with as many labelled images, the most are {most}"
+            f"ranking.images={settings.images}: expected LRs with as many labelled images, the most are {most}"
         )
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -59,7 +59,7 @@ def ranking_rows(labels: Sequence[Sequence[float]], settings: Ranking, passes: i
     whole = settings.images * settings.contexts * processes()
     if len(rows) < whole:
         raise Refusal(
-            f"train.ranking.contexts={settings.contexts}: expected at least {settings.contexts * processes()} LRs of "
+            f"ranking.contexts={settings.contexts}: expected at least {settings.contexts * processes()} LRs of "
             f"{settings.images} images for a step, got {len(rows) // settings.images}"
         )
     return rows[: len(rows) // whole * whole]
@@ -169,7 +169,7 @@ def ranking_trainer(settings: TrainSettings, model: Path, preferences: Preferenc
     own = settings.ranking
     if own.rows % settings.microbatch:
         raise Refusal(
-            f"train.microbatch={settings.microbatch}: expected a divisor of the {own.rows} answers of a step (ranking."
+            f"microbatch={settings.microbatch}: expected a divisor of the {own.rows} answers of a step (ranking."
             f"contexts x images x answers = {own.contexts} x {own.images} x {own.answers})"
         )
     parts = own.rows // settings.microbatch

@@ -14,6 +14,7 @@ from srgym.rewards.base import Reward
 from srgym.rewards.compass.formula import compass
 from srgym.rewards.compass.labels import win_rates
 from srgym.rewards.compass.mllm import MLLMScorer
+from srgym.rewards.later import settled
 from srgym.rewards.refreward import RefReward
 from srgym.rewards.serving.engines import Engine
 from srgym.rewards.serving.prompts import COMPARE, COMPARE_CHOICES
@@ -71,7 +72,7 @@ def rater_of(recipe: str, engine: Engine) -> Rater:
         return lambda material, group: _compared(engine, material, group)
     if recipe == "refreward":
         judge = RefReward(engine)
-        return lambda material, group: _columns(judge(*reversed(_pictures(material, group))))
+        return lambda material, group: _columns(settled(judge(*reversed(_pictures(material, group)))))
     return scored_by(MLLMScorer(engine))
 
 
@@ -79,7 +80,7 @@ def scored_by(scorer: MLLMScorer) -> Rater:
     """What asks COMPASS's scorer: R, F, Q_LR and Q_SR; the input's quality is its group's median."""
 
     def scored(material: Material, group: int) -> Rated:
-        fidelity, q_lr, q_sr, valid = scorer(*_pictures(material, group))
+        fidelity, q_lr, q_sr, valid = settled(scorer(*_pictures(material, group)))
         q_lr = q_lr[valid].median().expand_as(q_lr) if bool(valid.any()) else q_lr
         return _columns({"total": compass(fidelity, q_lr, q_sr), "fidelity": fidelity, "q_lr": q_lr, "q_sr": q_sr})
 

@@ -95,11 +95,11 @@ def sft_trainer(settings: TrainSettings, model: Path, examples: Examples, folder
     at_once = settings.microbatch * processes()
     if settings.batch % at_once:
         raise Refusal(
-            f"train.batch={settings.batch}: expected a multiple of train.microbatch={settings.microbatch} times "
+            f"batch={settings.batch}: expected a multiple of microbatch={settings.microbatch} times "
             f"{processes()} process(es)"
         )
     if len(examples) < settings.batch:
-        raise Refusal(f"train.batch={settings.batch} is more than the {len(examples)} rows that there are to train on")
+        raise Refusal(f"batch={settings.batch} is more than the {len(examples)} rows that there are to train on")
     config = SFTConfig(
         **arguments(settings, folder), per_device_train_batch_size=settings.microbatch,
         gradient_accumulation_steps=settings.batch // at_once, completion_only_loss=True, max_length=None,

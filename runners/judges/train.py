@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from transformers import PrinterCallback
 
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
@@ -24,8 +27,13 @@ __all__ = ["TINY", "train"]
 TINY = "tiny"
 
 
-def train(settings: TrainSettings, material: Material, run: Path, command: Sequence[str]) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, material: Material, run: Path, command: Sequence[str], data: Path | None = None
+) -> dict[str, Any]:
     """Train a judge on a set's material and export it to `run`; goes on where an earlier call was stopped.
+
+    Args:
+        material: to learn from. data: the set's folder, for the report. command: for the model card.
 
     `run`/training holds the trainer's checkpoints until it is done, and `log.jsonl`, a line a step.
 
@@ -33,10 +41,13 @@ def train(settings: TrainSettings, material: Material, run: Path, command: Seque
         What `judge.json` records.
 
     Raises:
-        Refusal: if the folder holds a run of other settings or of another set.
+        Refusal: if the folder holds a run of other settings or of another set, or TRL isn't installed.
     """
     from accelerate import PartialState
 
+    for package in ("trl", "datasets"):
+        if find_spec(package) is None:
+            raise Refusal(f'training a judge needs the package {package}: pip install "srgym[judge]"')
     state = PartialState()
     with locked(run) if state.is_main_process else nullcontext():
         if state.is_main_process:
@@ -51,7 +62,7 @@ def train(settings: TrainSettings, material: Material, run: Path, command: Seque
             record = {
                 "recipe": settings.recipe, "start": settings.model, "set": material.described(),
                 "settings": as_json(asdict(settings)), "command": " ".join(command),
-                "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(time.monotonic() - started, 1), "data": str(data) if data else None,
             }  # fmt: skip
             export(trained, start, processor(settings, start), run, record)
             for path in (run / "training").iterdir():
@@ -75,7 +86,7 @@ def _claim(run: Path, settings: TrainSettings, material: Material) -> None:
     other = [key for key, value in now["settings"].items() if before["settings"].get(key) != value]
     if other:
         raise Refusal(
-            f"{run} holds a run of other settings (train.{other[0]} was {before['settings'].get(other[0])!r}): name "
+            f"{run} holds a run of other settings ({other[0]} was {before['settings'].get(other[0])!r}): name "
             "another folder with out=RUN"
         )
 
@@ -110,6 +121,7 @@ def _run(make: Callable[[Path], Any], folder: Path, part: str, state: Any) -> Pa
     if (final / "config.json").is_file() or (final / "adapter_config.json").is_file():
         return final
     trainer = make(working)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(JsonLines(folder / f"{part}log.jsonl"))
     trainer.train(resume_from_checkpoint=_last_whole(working))
     draft = folder / f".{part}final"

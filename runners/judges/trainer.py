@@ -13,9 +13,7 @@ from srgym.errors import Refusal
 from srgym.rewards.serving.server import model_folder
 from srgym.settings import Count, Natural, Positive, Share, check_arguments
 
-__all__ = ["RECIPES", "JsonLines", "Lora", "Ranking", "TrainSettings", "adapter", "arguments", "processes", "processor"]
-
-RECIPES = ("compass", "compare", "refreward")
+__all__ = ["JsonLines", "Lora", "Ranking", "TrainSettings", "adapter", "arguments", "processes", "processor"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Lora:
     dropout: Share = 0.0
 
     def __post_init__(self) -> None:
-        check_arguments(Lora, vars(self), "train.lora.")
+        check_arguments(Lora, vars(self), "lora.")
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class Ranking:
     vllm: bool = False
 
     def __post_init__(self) -> None:
-        check_arguments(Ranking, vars(self), "train.ranking.")
+        check_arguments(Ranking, vars(self), "ranking.")
         if min(self.images, self.answers) < 2:
             raise Refusal(
-                "train.ranking: expected at least 2 images of an LR and 2 answers to each, since they are compared "
+                "ranking: expected at least 2 images of an LR and 2 answers to each, since they are compared "
                 f"with each other, got {self.images} and {self.answers}"
             )
 
@@ -75,8 +73,8 @@ class TrainSettings:
     """How a judge is trained.
 
     Attributes:
-        recipe: compass (scores by SFT), compare (a pairwise judge by SFT) or refreward (scores by ranking GRPO).
         model: folder of the model to start from; "tiny": a random one of a million weights, for trying the chain.
+        recipe: compass (scores by SFT), compare (a pairwise judge by SFT) or refreward (scores by ranking GRPO).
         split: of the set.
         labels: calibrated scores, or the anchor's own (the ablation).
         tuning: all weights, or a LoRA, which is merged into them at the end.
@@ -88,8 +86,8 @@ class TrainSettings:
         steps: optimiser steps in place of whole epochs.
     """
 
+    model: str
     recipe: Literal["compass", "compare", "refreward"] = "compass"
-    model: str = "tiny"
     split: str = "train"
     labels: Literal["calibrated", "anchor"] = "calibrated"
     tuning: Literal["full", "lora"] = "full"
@@ -111,12 +109,12 @@ class TrainSettings:
     ranking: Ranking = field(default_factory=Ranking)
 
     def __post_init__(self) -> None:
-        check_arguments(TrainSettings, vars(self), "train.")
+        check_arguments(TrainSettings, vars(self), "")
         if self.tuning == "full" and self.dtype == "bfloat16":
             raise Refusal(
-                "train.tuning=full with train.dtype=bfloat16: at a learning rate of 1e-5 AdamW moves 16% of weights "
-                "that are kept in bfloat16, and the others not at all; keep them in float32 (train.dtype=float32, "
-                "train.autocast=true computes in bfloat16), or train a LoRA (train.tuning=lora)"
+                "tuning=full with dtype=bfloat16: at a learning rate of 1e-5 AdamW moves 16% of weights "
+                "that are kept in bfloat16, and the others not at all; keep them in float32 (dtype=float32, "
+                "autocast=true computes in bfloat16), or train a LoRA (tuning=lora)"
             )
 
 
@@ -131,7 +129,7 @@ def processor(settings: TrainSettings, model: Path) -> Any:
     size = dict(loaded.image_processor.size)
     if size["shortest_edge"] > settings.max_pixels:
         raise Refusal(
-            f"train.max_pixels: expected at least the {size['shortest_edge']} pixels that this model's processor "
+            f"max_pixels: expected at least the {size['shortest_edge']} pixels that this model's processor "
             f"enlarges small images to, got {settings.max_pixels}"
         )
     loaded.image_processor.size = size | {"longest_edge": settings.max_pixels}
@@ -167,8 +165,12 @@ def arguments(settings: TrainSettings, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_PRINTED = ("loss", "reward", "pair_accuracy", "ties", "unreadable")
+
+
 class JsonLines(TrainerCallback):
-    """Appends what a trainer logs to a file, a line a step; steps that a resumed training does again are dropped."""
+    """Appends what a trainer logs to a file, a line a step, and prints ten of the lines. Those of steps that a resumed
+    training does again are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -183,3 +185,6 @@ class JsonLines(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            told = ", ".join(f"{key} {logs[key]:.3g}" for key in _PRINTED if key in logs)
+            if told and state.global_step % max(1, state.max_steps // 10) == 0:
+                print(f"step {state.global_step} of {state.max_steps}: {told}", flush=True)

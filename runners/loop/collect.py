@@ -1,5 +1,6 @@
 """Collecting: contexts in, the rollout TensorDict out, scored."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +9,8 @@ from tensordict import TensorDict
 from srgym.agents.base import Need
 from srgym.policies.base import Policy, repeat
 from srgym.policies.noise import derive_seeds
+from srgym.runners.loop.meter import Meter
+from srgym.runners.loop.scoring import Scoring
 
 if TYPE_CHECKING:
     from srgym.agents.base import Agent
@@ -25,13 +28,15 @@ def collect(
     seed: int,
     iteration: int,
     rollout_batch: int | None = None,
+    meter: Meter | None = None,
 ) -> TensorDict:
     """What an agent learns from: K samples of each of G contexts with their rewards, or the contexts alone.
 
     Args:
         context: of G contexts, on any device.
         seed, iteration: with the contexts' indices they give every sample's seed.
-        rollout_batch: samples drawn at once.
+        rollout_batch: samples drawn at once. A judge that answers from elsewhere scores them while the next are drawn.
+        meter: is told how long was waited for a judge after the last were.
 
     Returns:
         TensorDict [N], N = G K, groups contiguous: `index`, `group`, `seed` int64, `lr`, `hr` where there is one,
@@ -64,12 +69,16 @@ def collect(
             if Need.DOCUMENTS in agent.needs:
                 batch.update(_documents(policy, context, obs, size))
             return batch
+        scoring, parts = Scoring(task, policy, context, size), []
         with policy.adapter(agent.sampler):
-            rolled = _roll(policy, agent.sampling, obs, seeds, rollout_batch)
+            for part in _drawn(policy, agent.sampling, obs, seeds, rollout_batch):
+                scoring.add(part)
+                parts.append(part)
+    rolled: TensorDict = torch.cat(parts) if len(parts) > 1 else parts[0]
     batch.update(rolled)
     if Need.CREDIT in agent.needs:
         batch["answers"] = _answers(policy, context, rolled, size)
-    scored = task.score(context, batch["sr"], batch["group"], **policy.made(rolled))
+    scored = scoring.scores(meter)
     batch["reward"] = torch.nan_to_num(scored.total).float().to(device)
     batch["valid"] = scored.valid.to(device)
     components = {name: value.to(device) for name, value in scored.components.items()}
@@ -91,17 +100,17 @@ def _documents(policy: Any, context: Any, obs: dict[str, Any], times: int) -> Te
     return repeat(written, times)
 
 
-def _roll(
+def _drawn(
     policy: Policy, sampling: Any, obs: dict[str, Any], seeds: torch.Tensor, rollout_batch: int | None
-) -> TensorDict:
+) -> Iterator[TensorDict]:
     """A rollout in parts of at most `rollout_batch` samples; each context is still encoded once."""
     if rollout_batch is None or rollout_batch >= len(seeds):
-        return policy.rollout(obs, sampling, seeds)
+        yield policy.rollout(obs, sampling, seeds)
+        return
     cond = repeat(policy.encode(obs), len(seeds) // len(obs["lr"]))
-    cuts = range(0, len(seeds), rollout_batch)
-    parts = [policy.sample(cond[c : c + rollout_batch], sampling, seeds[c : c + rollout_batch]) for c in cuts]
-    whole: TensorDict = torch.cat(parts)
-    return whole
+    for start in range(0, len(seeds), rollout_batch):
+        rows = slice(start, start + rollout_batch)
+        yield policy.sample(cond[rows], sampling, seeds[rows])
 
 
 def imagined(rollout: TensorDict) -> TensorDict:

@@ -1,6 +1,7 @@
-"""What a run's forward passes cost, and under which autocast they run."""
+"""What a run costs, in forward passes and in waiting, and under which autocast they run."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,12 +21,13 @@ class Meter:
     Attributes:
         forwards: velocities, or whole documents, of one sample.
         flops: of those forwards and their backwards; 0 until the first is measured.
+        waited: seconds in which nothing went on but a judge's work elsewhere.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._backward = 1 if policy.has_adapters else 2
         self._each: float | None = getattr(policy, "flops_per_forward", None)
-        self.forwards, self.flops = 0, 0.0
+        self.forwards, self.flops, self.waited = 0, 0.0, 0.0
 
     def count(self, policy: Policy, rows: int, once: Callable[[], Any]) -> None:
         """Count what `rows` samples cost."""
@@ -37,6 +39,15 @@ class Meter:
             self._each = float(counter.get_total_flops())
         self.forwards += rows
         self.flops += rows * self._each * (1 + self._backward * torch.is_grad_enabled())
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in here as waited."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - began
 
 
 @contextlib.contextmanager

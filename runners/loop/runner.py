@@ -202,8 +202,7 @@ class Runner:
     # One iteration
 
     def _step(self, display: Display | None) -> None:
-        before = time.monotonic()
-        rollout = self._collect()
+        before, waited, rollout = time.monotonic(), self.meter.waited, self._collect()
         self.images += sum(self.world.gather(len(rollout)))
         scores, start = self.world.scores(rollout)
         logged = statistics(scores)
@@ -219,7 +218,8 @@ class Runner:
         if not self.world.alone:
             self._count_elsewhere()
         logged |= {f"cost/{name}": value for name, value in self.cost.items() if name != "iterations"}
-        logged["cost/iteration_seconds"] = time.monotonic() - before
+        waited = self.meter.waited - waited
+        logged |= {"cost/iteration_seconds": time.monotonic() - before, "cost/waiting_seconds": waited}
         self._after(logged, rollout, display)
 
     def _collect(self) -> TensorDict:
@@ -228,7 +228,7 @@ class Runner:
         try:
             return collect(
                 self.task, self.policy, self.agent, self._next_context(),
-                seed=self._seed, iteration=self.iteration, rollout_batch=self.settings.rollout_batch,
+                seed=self._seed, iteration=self.iteration, rollout_batch=self.settings.rollout_batch, meter=self.meter,
             )  # fmt: skip
         except Exception:
             self._sampler.taken = taken  # the iteration is done again

@@ -25,7 +25,8 @@ class RunnerSettings:
         iterations, images, seconds: the budget (see `Budget`); the first that is reached ends the stage.
         contexts: contexts an iteration collects.
         microbatch: rows in one forward and backward. A memory knob: results don't depend on it.
-        rollout_batch: samples drawn in one rollout; None: all at once. A memory knob too.
+        rollout_batch: samples drawn in one rollout, and scored by a judge elsewhere while the next are drawn; None: all
+            at once. A memory knob too.
         lr, weight_decay, betas, clip: AdamW's, and the norm that gradients are clipped to.
         schedule, warmup: see `learning_rate`.
         autocast: "bf16", "off", or "auto" (bf16 where the device computes in it), for the policy's forwards alone.

@@ -1,5 +1,6 @@
 """Folders of images that something else made, matched by stem to the truth, as contexts and methods."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from srgym.envs.images import image_files, image_size, read_image, to_float
 from srgym.envs.sources import Sample, Source
 from srgym.errors import Refusal
+from srgym.runners.measure.evaluation import split_id
 from srgym.runners.measure.methods import Images
 
-__all__ = ["FolderContexts", "match_folders"]
+__all__ = ["FolderContexts", "images_of", "match_folders"]
 
 _NAMED = 5  # mismatches that a message spells out
 
@@ -85,6 +87,28 @@ def match_folders(
     images = {name: Images(paths, _read, colour_fix) for name, paths in predicted.items()}
     scale = image_size(files[stems[0]])[0] // image_size(inputs[stems[0]])[0] if inputs else 1
     return FolderContexts(stems, inputs, truth, scale), images
+
+
+def images_of(folder: str | Path, ids: Sequence[str]) -> Images:
+    """A folder's images of contexts that come from elsewhere.
+
+    Args:
+        folder: of `ID.png` (any suffix), as `srgym evaluate save_images=true` writes it; `PHOTOGRAPH.png` will do where
+            a photograph has one context.
+
+    Raises:
+        FileNotFoundError, ValueError: for a folder that isn't there or holds no image, and for contexts without one.
+    """
+    root = Path(folder)
+    files = {path.relative_to(root).with_suffix("").as_posix(): path for path in image_files(root)}
+    crops = Counter(split_id(name)[0] for name in ids)
+    alone = {name: split_id(name)[0] for name in ids if crops[split_id(name)[0]] == 1}
+    names = {name: name if name in files else alone.get(name, name) for name in ids}
+    if lonely := [name for name, file in names.items() if file not in files]:
+        more = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
+        raise Refusal(f"expected an image of every context in {root}, named after it; there is none of "
+                         f"{', '.join(lonely[:_NAMED])}{more}")  # fmt: skip
+    return Images({name: files[file] for name, file in names.items()}, _read)
 
 
 def _check_partners(folder: str, files: Mapping[str, Path], other: str, others: Mapping[str, Path]) -> None:

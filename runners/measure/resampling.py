@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from srgym.errors import Refusal
+from srgym.notebook import table
 
 __all__ = [
     "LEVEL", "Band", "Estimate", "Floats", "Interval", "Spread", "as_runs", "complete", "spread_of", "student_band",
@@ -37,6 +38,7 @@ class Interval:
         value, low, high: in the units of what was measured.
         units: how many photographs it rests on. seeds: how many training seeds.
         p: two-sided, against no difference; NaN where there is no interval.
+        error, freedom: of Student's t that the interval is made of; NaN where there is none.
     """
 
     value: float
@@ -45,6 +47,21 @@ class Interval:
     units: int
     seeds: int = 1
     p: float = np.nan
+    error: float = np.nan
+    freedom: float = np.nan
+
+    def __repr__(self) -> str:
+        return f"Interval({', '.join(f'{name}={text}' if name else text for name, text in self._told())})"
+
+    def _repr_html_(self) -> str:
+        told = dict(self._told())
+        return table(["estimate", *filter(None, told)], [list(told.values())])
+
+    def _told(self) -> list[tuple[str, str]]:
+        known = self.low == self.low
+        bounds = f"[{self.low:.4g}, {self.high:.4g}]" if known else "without bounds"
+        units = [("photographs", f"{self.units}"), ("seeds", f"{self.seeds}")]
+        return [("", f"{self.value:.4g} {bounds}"), *units, *([("p", f"{self.p:.2g}")] if self.p == self.p else [])]
 
     @property
     def above_zero(self) -> bool:
@@ -116,9 +133,10 @@ def student_interval(spread: Spread, null: float, level: float, units: int, seed
     value, error = float(spread.value), float(spread.error)
     if not error > 0 or seeds == 2:  # no spread at all is no certainty, and two seeds show a direction alone
         return Interval(value, np.nan, np.nan, units, seeds)
-    reach = float(stats.t.ppf((1 + level) / 2, spread.freedom)) * error
-    p = float(2 * stats.t.sf(abs(value - null) / error, spread.freedom))
-    return Interval(value, value - reach, value + reach, units, seeds, p)
+    freedom = float(spread.freedom)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(value - null) / error, freedom))
+    return Interval(value, value - reach, value + reach, units, seeds, p, error, freedom)
 
 
 def student_band(x: Floats, spread: Spread, level: float, seeds: int) -> Band:

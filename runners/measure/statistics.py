@@ -29,8 +29,8 @@ from srgym.runners.measure.resampling import (
 
 __all__ = [
     "Band", "Components", "Interval", "cost_to_reach", "crossed_difference", "crossed_interval", "curve_band",
-    "gain_over_start", "holm", "iqm", "performance_profile", "probability_of_improvement", "ratio_interval",
-    "seed_interval", "units_needed", "variance_components",
+    "detection_power", "gain_over_start", "holm", "iqm", "performance_profile", "probability_of_improvement",
+    "ratio_interval", "resampled_intervals", "seed_interval", "units_needed", "variance_components",
 ]  # fmt: skip
 
 Statistic = Literal["mean", "iqm"]
@@ -88,6 +88,29 @@ def crossed_difference(
         return weighed(a, runs[0], contexts) - weighed(b, runs[1], contexts)
 
     return student_interval(spread_of(difference, [len(a), len(b)], names, resamples, seed), 0.0, level, units, seeds)
+
+
+def resampled_intervals(
+    estimate: Callable[[Floats, Floats], Floats], runs: int, photographs: int, *, null: float = 0.0,
+    level: float = LEVEL, resamples: int = 1000, seed: int = 0,
+) -> list[Interval]:  # fmt: skip
+    """Intervals of any statistics of runs (or raters) on photographs, over both together.
+
+    Args:
+        estimate: from weights [B, runs] and [B, photographs], each row of sum 1 and one of the two of a single row, to
+            the statistics [B, N].
+        null: what `p` is against.
+
+    Returns:
+        N intervals; without bounds for two runs, see the module.
+    """
+
+    def both(weights: Sequence[Floats], contexts: Floats) -> Floats:
+        return estimate(weights[0], contexts)
+
+    spread = spread_of(both, [runs], np.arange(photographs), resamples, seed)
+    each = zip(spread.value, spread.error, spread.freedom, strict=True)
+    return [student_interval(Spread(*one), null, level, photographs, runs) for one in each]
 
 
 def _of_scores(scores: Floats, statistic: Statistic) -> Estimate:
@@ -245,6 +268,24 @@ def variance_components(scores: ArrayLike, cluster: ArrayLike | None = None) -> 
     return Components(max(0.0, between_seeds), max(0.0, between_photographs), inner)
 
 
+def detection_power(
+    effect: float, components: Components, seeds: int, photographs: int, *, level: float = LEVEL
+) -> float:
+    """How likely an interval over so many seeds (or raters) and photographs is clear of zero, where the truth is
+    `effect` away: of Student's noncentral t."""
+    parts = [(components.photograph + components.rest / seeds) / photographs]
+    freedoms = [photographs - 1]
+    if seeds > 1 and components.seed == components.seed:
+        parts.append((components.seed + components.rest / photographs) / seeds)
+        freedoms.append(seeds - 1)
+    total = sum(parts)
+    if not total > 0:
+        return float(effect != 0)
+    freedom = total**2 / sum(part**2 / f for part, f in zip(parts, freedoms, strict=True))
+    limit, shift = stats.t.ppf((1 + level) / 2, freedom), abs(effect) / np.sqrt(total)
+    return float(stats.nct.sf(limit, freedom, shift))
+
+
 def units_needed(
     effect: float, components: Components, seeds: int, photographs: int, *, level: float = LEVEL, power: float = 0.8
 ) -> tuple[int | None, int | None]:
@@ -256,17 +297,7 @@ def units_needed(
     """
 
     def shows(runs: int, pictures: int) -> bool:
-        parts = [(components.photograph + components.rest / runs) / pictures]
-        freedoms = [pictures - 1]
-        if runs > 1 and components.seed == components.seed:
-            parts.append((components.seed + components.rest / pictures) / runs)
-            freedoms.append(runs - 1)
-        total = sum(parts)
-        if not total > 0:
-            return effect != 0
-        freedom = total**2 / sum(part**2 / f for part, f in zip(parts, freedoms, strict=True))
-        limit, shift = stats.t.ppf((1 + level) / 2, freedom), abs(effect) / np.sqrt(total)
-        return bool(stats.nct.sf(limit, freedom, shift) >= power)
+        return detection_power(effect, components, runs, pictures, level=level) >= power
 
     def least(fits: Callable[[int], bool], start: int) -> int | None:
         if not fits(1000):
@@ -329,6 +360,9 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
 
     Args:
         costs, others: [R] and [Q], positive and finite.
+
+    Returns:
+        The ratio; its `error` and `freedom` are those of the logarithm.
     """
     a, b = np.asarray(costs, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
@@ -340,5 +374,7 @@ def ratio_interval(costs: ArrayLike, others: ArrayLike, *, level: float = LEVEL)
     if not sum(parts) > 0:
         return Interval(value, np.nan, np.nan, seeds, seeds)
     freedom = sum(parts) ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, (a, b), strict=True))
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * np.sqrt(sum(parts))
-    return Interval(value, float(value * np.exp(-reach)), float(value * np.exp(reach)), seeds, seeds)
+    error, freedom = float(np.sqrt(sum(parts))), float(freedom)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    low, high = float(value * np.exp(-reach)), float(value * np.exp(reach))
+    return Interval(value, low, high, seeds, seeds, error=error, freedom=freedom)

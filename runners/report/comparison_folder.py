@@ -15,7 +15,7 @@ from srgym.errors import MissingFile
 from srgym.runners.measure.evaluation import faulty, read_evaluation, write_frame
 from srgym.sealed import read_object
 
-__all__ = ["START", "Comparison", "read_comparison", "read_pictures", "save_tables"]
+__all__ = ["START", "Comparison", "join_pictures", "read_comparison", "read_pictures", "save_tables"]
 
 START = "start"
 _KEYS = ["iteration", "metric", "photograph", "crop"]
@@ -114,20 +114,27 @@ def save_tables(comparison: Comparison) -> None:
 
 def read_pictures(comparison: Comparison) -> list[dict[str, Any]]:
     """LR, the start, every agent and HR of the contexts that are shown, as `evaluation.draw` gives them."""
-    rows: dict[str, dict[str, Any]] = {}
-    truths: dict[str, Any] = {}
+    places: dict[str, Path] = {}
     for name, cell in comparison.plan["cells"].items():
         place = comparison.folder / "cells" / name / "pictures"
-        if not (place / "pictures.json").is_file():
-            continue
+        if (place / "pictures.json").is_file():
+            places.setdefault(str(cell["label"]), place)
+    return join_pictures(places)
+
+
+def join_pictures(places: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """LR, every label and HR of the contexts that are shown, from the folders of cells' pictures by label."""
+    rows: dict[str, dict[str, Any]] = {}
+    truths: dict[str, Any] = {}
+    for label, place in places.items():
         for picture in json.loads((place / "pictures.json").read_text()):
             files = picture["files"]
             row = rows.setdefault(picture["id"], {"id": picture["id"]})
             if "LR" in files:
                 row.setdefault("LR", _image(place / files["LR"]))
-            row.setdefault(str(cell["label"]), _image(place / files["policy"]))
+            row.setdefault(label, _image(place / files["policy"]))
             if faulty("policy") in files:
-                row.setdefault(faulty(str(cell["label"])), _image(place / files[faulty("policy")]))
+                row.setdefault(faulty(label), _image(place / files[faulty("policy")]))
             if "HR" in files and picture["id"] not in truths:
                 truths[picture["id"]] = _image(place / files["HR"])
     return [{**row, **({"HR": truths[key]} if key in truths else {})} for key, row in rows.items()]

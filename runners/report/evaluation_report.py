@@ -14,7 +14,7 @@ from srgym.runners.report.summary import metric_names
 from srgym.runners.report.tables import levels_table, published_table, wins_table
 from srgym.runners.report.writing import write
 
-__all__ = ["INTERVALS", "record_tables", "write_evaluation_report"]
+__all__ = ["INTERVALS", "method_table", "record_tables", "write_evaluation_report"]
 
 INTERVALS = (
     "Intervals are 95%, over photographs (each with its crops) and, where there are several, training seeds together, "
@@ -74,11 +74,16 @@ def record_tables(record: Mapping[str, Any]) -> list[Table]:
         [label, facts["reward"], facts["variant"], facts["colour_space"], facts["weights"]]
         for label, facts in record["metrics"].items()
     ]
+    return [
+        Table(["metric", "computed by", "variant", "colour space", "weights"], metrics, _DIRECTION, words=True),
+        method_table(record),
+    ]
+
+
+def method_table(record: Mapping[str, Any]) -> Table:
+    """How each method's images were made."""
     methods = []
     for name, facts in record["methods"].items():
         rest = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "colour_fix")
         methods.append([name, rest, str(facts["colour_fix"])])
-    return [
-        Table(["metric", "computed by", "variant", "colour space", "weights"], metrics, _DIRECTION, words=True),
-        Table(["method", "how", "colour fix"], methods, words=True),
-    ]
+    return Table(["method", "how", "colour fix"], methods, words=True)

@@ -1,6 +1,7 @@
 """Plots, each drawn twice: on light and on dark paper. Colours are told apart by colour-blind eyes, and by markers."""
 
 import io
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,14 +112,22 @@ def forest(
     caption: str = "",
     line: float = 0.0,
     limits: tuple[float, float] | None = None,
+    margin: float = 0.0,
+    width: float = 5.6,
 ) -> Figure:
     """Intervals under each other against a vertical line: filled where they exclude it, hollow where not.
 
     Args:
-        line: where nothing would be. limits: of the axis; as the intervals are by default.
+        line: where nothing would be. limits: of the axis; as the intervals are by default; what lies beyond is drawn at
+            its edge. margin: a band so far to both sides of the line, inside of which a difference doesn't matter.
+        width: of the figure in inches; a label that would take half of it is broken into lines.
     """
 
+    labels = [textwrap.fill(name, round(6 * width)) for name in intervals]
+
     def draw(axes: Any, theme: Theme) -> None:
+        if margin:
+            axes.axvspan(line - margin, line + margin, color=theme.grid, linewidth=0)
         for row, interval in enumerate(intervals.values()):
             clear = interval.low > line or interval.high < line
             colour = theme.lines[4] if not clear else theme.lines[0] if interval.value > line else theme.lines[1]
@@ -128,12 +137,13 @@ def forest(
         axes.axvline(line, color=theme.ink, linewidth=0.9)
         if limits is not None:
             axes.set_xlim(*limits)
-        axes.set_yticks(range(len(intervals)), list(intervals))
+        axes.set_yticks(range(len(intervals)), labels)
         axes.set_ylim(len(intervals) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
 
-    return render(draw, title, caption, size=(5.6, 0.9 + 0.36 * max(len(intervals), 2)))
+    lines = sum(1 + label.count("\n") for label in labels)
+    return render(draw, title, caption, size=(width, 0.9 + 0.2 * max(len(intervals), 2) + 0.16 * max(lines, 2)))
 
 
 def plane(

@@ -30,8 +30,17 @@ from srgym.precision import autocast_dtype
 from srgym.rewards.audit.faults import faults_of
 from srgym.rewards.base import Incompatible
 from srgym.rewards.finpercep.heldout import held_out
-from srgym.rewards.finpercep.model import FinPercepRM
-from srgym.rewards.finpercep.synthesis import band_energies, fault_map, normaliser
+from srgym.rewards.finpercep.model import FinPercepRM, load
+from srgym.rewards.finpercep.reward import SHIPPED
+from srgym.rewards.finpercep.synthesis import (
+    Features,
+    Segmenter,
+    band_energies,
+    dinov3,
+    fault_map,
+    normaliser,
+    sam,
+)
 from srgym.rewards.finpercep.train import Example, make_examples, train
 from srgym.runners.reward_models.compass import candidates, makers, tasks_under
 from srgym.settings import Count, check_arguments
@@ -61,6 +70,10 @@ class FinPercepSettings:
         faults: of each context's truth in a step, that the truth must score above: kinds, strengths and places drawn.
         map, likelihood, grade, order: weights of these terms of the loss (`srgym.rewards.finpercep.train`).
         modulation: see `FinPercepRM`.
+        start: the folder of a trained model, whose encoder and head stage 0 begins with ("shipped": the one of the
+            package); None: from nothing.
+        dinov3: the folder of a DINOv3 model, whose features the true map compares; None: band energies.
+        sam: the folder of a SAM model, whose regions masks follow; None: superpixels.
     """
 
     contexts: Count = 360
@@ -83,6 +96,9 @@ class FinPercepSettings:
     grade: float = 1.0
     order: float = 3.0
     modulation: str = "clean"
+    start: str | None = None
+    dinov3: str | None = None
+    sam: str | None = None
 
     def __post_init__(self) -> None:
         check_arguments(FinPercepSettings, vars(self), "scorer.")
@@ -96,16 +112,25 @@ class FinPercepSettings:
 class Pool:
     """One context's ground truth [3, H, W] and super-resolutions of it [M, 3, H, W], of the kinds named.
 
-    `plain` are the bicubic and the nearest-neighbour enlargement [2, 3, H, W], which are of a known order.
+    `plain` are the bicubic and the nearest-neighbour enlargement [2, 3, H, W], which are of a known order; `segments`
+    the regions of the ground truth, int64 [H, W], where a model found them.
     """
 
     gt: Tensor
     sr: Tensor
     kinds: tuple[str, ...]
     plain: Tensor
+    segments: Tensor | None = None
 
 
-def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, Policy], n: int, kept: int, seed: int) -> list[Pool]:
+def make_pool(
+    tasks: Sequence[SRTask],
+    policies: Mapping[str, Policy],
+    n: int,
+    kept: int,
+    seed: int,
+    segmenter: Segmenter | None = None,
+) -> list[Pool]:
     """Super-resolutions of n contexts, taken in turn from the tasks (degradations) and the policies.
 
     Raises:
@@ -125,25 +150,33 @@ def make_pool(tasks: Sequence[SRTask], policies: Mapping[str, Policy], n: int, k
         images = torch.cat([made[j][1] for j in order])
         named = dict(made)
         plain = torch.cat([named["bicubic"], named["nearest"]])
-        pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order), plain))
+        regions = None if segmenter is None else segmenter(context.hr[0])
+        pool.append(Pool(context.hr[0], images, tuple(made[j][0] for j in order), plain, regions))
     return pool
 
 
-def _divisor(pool: Sequence[Pool], quantile: float) -> float:
+def _divisor(pool: Sequence[Pool], quantile: float, features: Features) -> float:
     """What brings the pool's fault maps to [0, 1]."""
-    maps = [fault_map(p.sr, p.gt.expand_as(p.sr), band_energies).flatten() for p in pool]
+    maps = [fault_map(p.sr, p.gt.expand_as(p.sr), features).flatten() for p in pool]
     return normaliser(torch.cat(maps), quantile)
 
 
-def draw_examples(pool: Sequence[Pool], settings: FinPercepSettings, divisor: float, seed: int) -> Iterator[Example]:
+def draw_examples(
+    pool: Sequence[Pool],
+    settings: FinPercepSettings,
+    divisor: float,
+    seed: int,
+    features: Features = band_energies,
+) -> Iterator[Example]:
     """Endless batches: contexts, kinds, a part of the picture, its symmetry and colours, and masks, all drawn anew."""
     generator, number = torch.Generator().manual_seed(seed), 0
     while True:
         number += 1
         picked = torch.randint(len(pool), (settings.contexts_per_step,), generator=generator)
-        sr, gt, better, worse = [], [], [], []
+        sr, gt, better, worse, regions = [], [], [], [], []
         for i in picked:
-            ours, truth, plain = _part(pool[int(i)], settings, generator)
+            ours, truth, plain, segments = _part(pool[int(i)], settings, generator)
+            regions += [segments] * len(ours)
             sr.append(ours)
             gt.append(truth.expand_as(ours))
             faulty = faults_of(truth[None], settings.faults, generator, seen_alone=True)
@@ -151,7 +184,7 @@ def draw_examples(pool: Sequence[Pool], settings: FinPercepSettings, divisor: fl
             worse += [faulty, plain[1:]]
         pair = (torch.cat(sr), torch.cat(gt))
         masks = seed * 7919 + number
-        (example,) = make_examples([pair], seed=masks, features=band_energies, divisor=divisor)
+        (example,) = make_examples([pair], seed=masks, segments=_stacked(regions), features=features, divisor=divisor)
         pairs = {"better": torch.cat(better), "worse": torch.cat(worse)}
         example = replace(example, group=picked.repeat_interleave(len(sr[0])), **pairs)
         yield _dithered(example, settings.dither, generator)
@@ -167,8 +200,17 @@ def _dithered(example: Example, most: float, generator: torch.Generator) -> Exam
     return replace(example, sr=noisy(example.sr), gt=noisy(example.gt), synthetic=noisy(example.synthetic))
 
 
-def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Some of a context's super-resolutions, its truth, and its plain ones: [M, 3, s, s], [3, s, s], [2, 3, s, s]."""
+def _stacked(regions: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """The regions of a batch's images as `make_examples` takes them."""
+    known = [each for each in regions if each is not None]
+    return [torch.stack(known)] if known else None
+
+
+def _part(
+    pool: Pool, settings: FinPercepSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Some of a context's super-resolutions, its truth, its plain ones and the truth's regions: [M, 3, s, s],
+    [3, s, s], [2, 3, s, s] and [s, s]."""
 
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
@@ -176,21 +218,29 @@ def _part(pool: Pool, settings: FinPercepSettings, generator: torch.Generator) -
     rows = torch.randperm(len(pool.sr), generator=generator)[: settings.candidates_per_step]
     side = min(settings.crop, *pool.gt.shape[-2:])
     top, left, turn, flip = draw(pool.gt.shape[-2] - side + 1), draw(pool.gt.shape[-1] - side + 1), draw(4), draw(2)
-    cut = (x[..., top : top + side, left : left + side] for x in (pool.sr[rows], pool.gt, pool.plain))
+    place = (..., slice(top, top + side), slice(left, left + side))
+    cut = (x[place] for x in (pool.sr[rows], pool.gt, pool.plain))
+    regions = None if pool.segments is None else pool.segments[place]
     # Other colours, darker or paler: there are few photographs, and a score must not be learnt of what they show.
     colours = torch.randperm(3, generator=generator)
     darker, lift = torch.rand(2, generator=generator).tolist()
     contrast = 1 - 0.4 * darker
-    turned = (torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1)) for x in cut)
-    sr, gt, plain = (lift * (1 - contrast) + contrast * x[..., colours, :, :] for x in turned)
-    return sr, gt, plain
+
+    def turned(x: Tensor) -> Tensor:
+        return torch.rot90(x.flip(-1) if flip else x, turn, (-2, -1))
+
+    sr, gt, plain = (lift * (1 - contrast) + contrast * turned(x)[..., colours, :, :] for x in cut)
+    return sr, gt, plain, None if regions is None else turned(regions)
 
 
-def held_out_examples(pool: Sequence[Pool], divisor: float, seed: int) -> list[Example]:
+def held_out_examples(
+    pool: Sequence[Pool], divisor: float, seed: int, features: Features = band_energies
+) -> list[Example]:
     """One example a context, of all its super-resolutions."""
     return [
         make_examples(
-            [(p.sr, p.gt.expand_as(p.sr))], seed=seed + i, features=band_energies, divisor=divisor
+            [(p.sr, p.gt.expand_as(p.sr))], seed=seed + i, segments=_stacked([p.segments] * len(p.sr)),
+            features=features, divisor=divisor,
         )[0]
         for i, p in enumerate(pool)
     ]  # fmt: skip
@@ -210,19 +260,24 @@ def build_finpercep(
     started = time.monotonic()
     if not isinstance(policy, CompactPolicy):
         raise Incompatible(f"FinPercep-RM's super-resolutions come from the compact policy, got '{policy.name}'")
+    features = band_energies if settings.dinov3 is None else dinov3(settings.dinov3)
+    segmenter = None if settings.sam is None else sam(settings.sam)
     policies = makers(policy, settings.shaken, settings.learnt)
 
     def pool(n: int, seed: int, **changes: Any) -> list[Pool]:
-        return make_pool(tasks_under(env, settings.presets, **changes), policies, n, settings.candidates, seed)
+        tasks = tasks_under(env, settings.presets, **changes)
+        return make_pool(tasks, policies, n, settings.candidates, seed, segmenter)
 
     learnt = pool(settings.contexts, seed)
-    divisor = _divisor(learnt, settings.quantile)
-    validation = held_out_examples(pool(settings.validation_contexts, seed + 10**6, split="validation"), divisor, seed)
+    divisor = _divisor(learnt, settings.quantile, features)
+    kept = pool(settings.validation_contexts, seed + 10**6, split="validation")
+    validation = held_out_examples(kept, divisor, seed, features)
     print(f"finpercep: {len(learnt)} contexts in {time.monotonic() - started:.0f} s", flush=True)
-    model = _fit(settings, learnt, validation, divisor, folder, seed)
+    model = _fit(settings, draw_examples(learnt, settings, divisor, seed, features), validation, folder, seed)
     figures = held_out(model, validation, _judge)
     write_json(folder / "scorer" / "held_out.json", figures)
-    notes = {"settings": asdict(settings), "divisor": divisor, "s_base": 0.8, "features": "band_energies", "seed": seed}
+    notes = {"settings": asdict(settings), "divisor": divisor, "s_base": 0.8, "seed": seed}
+    notes["features"] = "band_energies" if settings.dinov3 is None else "dinov3"
     model.save(folder / "scorer", held_out=figures, **json.loads(json.dumps(notes)))  # last: it seals the folder
     return {"seconds": time.monotonic() - started, "updates": float(sum(settings.steps)), **figures}
 
@@ -233,16 +288,16 @@ def _judge(images: Tensor, truth: Tensor) -> Tensor:
 
 def _fit(
     settings: FinPercepSettings,
-    pool: Sequence[Pool],
+    examples: Iterator[Example],
     validation: Sequence[Example],
-    divisor: float,
     folder: Path,
     seed: int,
 ) -> FinPercepRM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FinPercepRM("compact", 0, settings.modulation)
-    examples = draw_examples(pool, settings, divisor, seed)
+    if settings.start is not None:
+        model.begin_with(load(SHIPPED if settings.start == "shipped" else Path(settings.start)))
     for stage, steps in enumerate(settings.steps):
         if stage:
             with torch.random.fork_rng():

@@ -22,6 +22,7 @@ from pandas import DataFrame
 from srgym import policies
 from srgym.errors import Refusal
 from srgym.files import locked, write_json
+from srgym.notebook import table
 from srgym.policies.base import Policy
 from srgym.policies.merging import merge_policies
 from srgym.runners.loop.distributed import World, shard, unshard
@@ -65,6 +66,19 @@ class Run:
         self._metrics, self._reward = metrics, reward
         self._on_evaluation, self._on_progress = on_evaluation, on_progress
         self._world = World()
+
+    def __repr__(self) -> str:
+        stages = self.config.stages
+        done = sum(self._done(stage.name) is not None for stage in stages)
+        return f"Run({self.config.name!r} in {self.folder}: {done} of {len(stages)} stages done)"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for stage in self.config.stages:
+            cost = self._done(stage.name)
+            seconds = f"{cost['seconds']:.0f} s" if cost and "seconds" in cost else "not yet"
+            rows.append([stage.name, stage.kind, stage.start_from, seconds])
+        return table(["stage", "kind", "starts from", "done in"], rows, repr(self))
 
     def learn(self) -> dict[str, dict[str, float]]:
         """Run all stages and return each one's cost.

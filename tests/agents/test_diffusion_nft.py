@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srgym.agents.diffusion_nft import DiffusionNFT, nft_loss
+from srgym.agents.diffusion_nft import DiffusionNFT, nft_loss, norm_excess
 from srgym.agents.groups import optimality
 from srgym.agents.rows import shared
 from srgym.rewards.base import Incompatible
@@ -354,3 +354,30 @@ def test_hyperparameters_are_checked(toy, wrong, message):
 def test_a_policy_without_adapters_is_refused(toy):
     with pytest.raises(Incompatible, match=r"DiffusionNFT.*'toy'.*add_adapters"):
         DiffusionNFT(toy.policy(adapters=False), toy.reward())
+
+
+def test_the_norm_guard_is_a_hinge_on_velocities_longer_than_the_bases(toy):
+    """mean max(0, ||v|| / ||v_base|| - 1) in float64, of value and gradient; nothing where the base's are longer."""
+    v = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    base = torch.tensor([[0.0, 4.0], [0.0, 4.0], [2.0, 0.0]], dtype=torch.float64)
+    assert norm_excess(v, base).tolist() == pytest.approx([0.25, 0.0, 0.0])
+    norm_excess(v, base).sum().backward()
+    assert v.grad[:2].flatten().tolist() == pytest.approx([0.6 / 4, 0.8 / 4, 0.0, 0.0])
+    agent = DiffusionNFT(toy.policy(), toy.reward(), group_size=4, kl=0.0, norm_guard=2.0)
+    rows = agent.prepare(toy.collect(agent, torch.arange(2)))
+    with torch.no_grad():
+        for _, parameter in agent.policy.trainable_parameters():
+            parameter.mul_(3.0).add_(0.5)
+    terms = agent.loss(rows)
+    _, _, x_t, cond = agent._noised(rows)
+    with torch.no_grad():
+        ours = agent.policy.velocity(x_t, rows["t"], cond)
+        with agent.policy.adapter(None):
+            theirs = agent.policy.velocity(x_t, rows["t"], cond)
+    norms = [u.double().flatten(1).square().sum(1).sqrt() for u in (ours, theirs)]
+    expected = float((norms[0] / norms[1] - 1).clamp_min(0).mean())
+    assert expected > 0.01 and float(terms["norm_excess"]) == pytest.approx(expected, rel=1e-5)
+    assert float(terms["loss_norm"].detach()) == pytest.approx(2 * expected, rel=1e-5)
+    assert "kl" not in terms and agent.workload().beside[None] == 1.0
+    with pytest.raises(ValueError, match="norm_guard of at least 0"):
+        DiffusionNFT(toy.policy(), toy.reward(), group_size=4, norm_guard=-1.0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from srgym.agents.cold_start import ColdStart
-from srgym.agents.dpo import DPO, dpo_loss, pair_up
+from srgym.agents.dpo import DPO, dpo_loss
+from srgym.agents.pairs import pair_up
 from srgym.agents.rows import shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")

@@ -1,6 +1,5 @@
 """What must hold for all agents alike."""
 
-import inspect
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,17 @@ import yaml
 from toys import flawed
 
 import srgym.agents
-from srgym.agents import AWM, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO
+from srgym.agents import AWM, CRD, DPO, REFL, ColdStart, DiffusionNFT, FlowGRPO, MaPO, NeighborGRPO
 from srgym.agents.base import Agent
 from srgym.agents.dgpo import DGPO
 from srgym.agents.flow_dppo import FlowDPPO
 from srgym.agents.gdpo_sr import GDPOSR
 from srgym.agents.grouped import GroupedAgent
 from srgym.agents.groups import with_scores
+from srgym.agents.registry import AGENTS as REGISTRY
 from srgym.rewards.base import Incompatible, Reward
 from srgym.rewards.info import describe
+from srgym.runners.run.config import compose, resolve
 
 # (class, settings, optimiser updates' learning rate, iterations that suffice)
 AGENTS = {
@@ -25,23 +26,33 @@ AGENTS = {
     "nft": (DiffusionNFT, {"group_size": 8}, 0.02, 25),
     "nft_plain": (DiffusionNFT, {"group_size": 8, "form": "plain", "kl": 0.0}, 0.02, 25),
     "nft_delayed_old": (DiffusionNFT, {"group_size": 8, "old": 0.5, "clip": 5.0, "beta": 0.5}, 0.02, 40),
+    "nft_binary": (DiffusionNFT, {"group_size": 8, "adv_mode": "binary", "norm_guard": 0.01}, 0.02, 30),
+    "nft_one_only": (DiffusionNFT, {"group_size": 8, "adv_mode": "one_only", "kl": 0.0}, 0.02, 40),
     "awm": (AWM, {"group_size": 8}, 0.02, 25),
     "awm_uniform": (AWM, {"group_size": 8, "weighting": "uniform", "kl": 0.0, "epochs": 2, "old": 0.3}, 0.02, 40),
     "grpo": (FlowGRPO, {"group_size": 8, "steps": 6}, 0.02, 25),
     "grpo_fast": (FlowGRPO, {"group_size": 8, "steps": 6, "fast": True}, 0.02, 30),
+    "grpo_slide": (FlowGRPO, {"group_size": 8, "steps": 6, "slide": 4, "window": 3}, 0.02, 30),
+    "grpo_branch": (FlowGRPO, {"group_size": 8, "steps": 6, "branch": True}, 0.02, 40),
     "grpo_cps": (FlowGRPO, {"group_size": 8, "steps": 6, "solver": "cps"}, 0.02, 25),
     "grpo_dance": (FlowGRPO, {"group_size": 8, "steps": 6, "solver": "dance", "kl": 0.0}, 0.02, 25),
     "grpo_guard": (FlowGRPO, {"group_size": 8, "steps": 6, "guard": True, "kl": 0.0}, 0.02, 25),
     "dpo": (DPO, {"beta": 100.0, "draws": 2}, 0.02, 45),
     "dpo_top_n": (DPO, {"beta": 100.0, "pairs": "top_n"}, 0.02, 30),
+    "neighbor": (NeighborGRPO, {"group_size": 8, "steps": 4, "time_share": 1.0}, 0.02, 40),
+    "mapo": (MaPO, {"draws": 2}, 0.02, 45),
     "dgpo": (DGPO, {"group_size": 8, "kl": 0.0}, 0.02, 30),
     "dgpo_old": (DGPO, {"group_size": 8, "reference": "old", "old": 0.3, "kl": 0.0}, 0.03, 40),
     "gdpo_sr": (GDPOSR, {"group_size": 8, "beta": 100.0}, 0.02, 30),
+    "crd": (CRD, {"group_size": 8, "kl": 0.0}, 0.02, 30),
+    "crd_slow": (CRD, {"group_size": 8, "kl": 1e-3, "normalised": False, "old": 0.3, "reference": 0.5}, 0.03, 40),
     "dppo": (FlowDPPO, {"group_size": 8, "steps": 6}, 0.02, 30),
     "refl": (REFL, {}, 0.02, 30),
     "draft": (REFL, {"k_last": 2}, 0.02, 30),
+    "refl_leaps": (REFL, {"path": "leaps"}, 0.02, 30),
+    "refl_known_noise": (REFL, {"path": "known_noise", "span": 0.3}, 0.02, 30),
 }
-ONE_EACH = ["cold_start", "nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo", "refl"]
+ONE_EACH = ["cold_start", "nft", "awm", "grpo", "neighbor", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo", "refl"]
 
 
 def build(toy, which, policy=None):
@@ -57,7 +68,7 @@ def moved(policy, by=0.1):
 
 def completed(agent, rows):
     """The rows of an update, with what an agent of whole groups adds to them before it."""
-    return agent._weighed(rows) if isinstance(agent, GroupedAgent) else rows
+    return agent.completed(rows) if isinstance(agent, GroupedAgent) else rows
 
 
 def gradients(agent, rows, cut):
@@ -83,7 +94,7 @@ def test_identity_task(toy, which, seed):
     assert toy.distance(policy, "ema") < start / 3
 
 
-@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "dpo", "dgpo", "gdpo_sr", "dppo"])
+@pytest.mark.parametrize("which", ["nft", "awm", "grpo", "neighbor", "dpo", "mapo", "dgpo", "gdpo_sr", "crd", "dppo"])
 def test_a_reward_upside_down_leads_away(toy, which):
     """What solves the task isn't a drift of the loop: against the reward's sign the distance grows."""
 
@@ -100,9 +111,9 @@ def test_a_reward_upside_down_leads_away(toy, which):
 def test_the_learner_moves_and_nothing_else_does(toy, which):
     policy = toy.policy()
     frozen = policy.net.shift.base_layer.weight
-    copies = {n: p.clone() for n, p in policy.core.named_parameters() if ".old." in n or ".ema." in n}
-    start = [p.clone() for _, p in policy.trainable_parameters()]
     agent = build(toy, which, policy)
+    copies = {n: p.clone() for n, p in policy.core.named_parameters() if ".lora_" in n and ".default." not in n}
+    start = [p.clone() for _, p in policy.trainable_parameters()]
     optimizer = torch.optim.AdamW([p for _, p in policy.trainable_parameters()], lr=0.1)
     rows = next(agent.batches(agent.prepare(toy.collect(agent, torch.arange(3)))))
     optimizer.zero_grad()
@@ -123,7 +134,7 @@ def test_every_loss_term_has_a_gradient(toy, which):
     rows = next(agent.batches(agent.prepare(toy.collect(agent, torch.arange(3)))))
     terms = agent.loss(rows)
     names = [name for name in terms.keys() if name.startswith("loss_")]  # noqa: SIM118 - a TensorDict
-    assert len(names) == 1 + bool(getattr(agent, "kl", 0))
+    assert len(names) == 1 + bool(getattr(agent, "kl", 0)) + (which in ("mapo", "nft_binary"))
     for name in names:
         for _, parameter in agent.policy.trainable_parameters():
             parameter.grad = None
@@ -257,8 +268,8 @@ def test_a_reward_whose_ground_truth_is_absent_is_refused(toy, which):
 
 
 def test_names_and_classes():
-    names = "awm codec cold_start dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr refl token_cold_start token_grpo"
-    assert srgym.agents.available() == names.split()
+    names = "awm codec cold_start crd dgpo diffusion_nft dpo flow_dppo flow_grpo gdpo_sr mapo neighbor_grpo refl"
+    assert srgym.agents.available() == [*names.split(), "token_cold_start", "token_grpo"]
     for name in srgym.agents.available():
         found = srgym.agents.agent_class(name)
         assert issubclass(found, Agent) and found.name == name
@@ -283,7 +294,17 @@ def test_config_files_are_the_signatures(name):
     """The constructor is the schema: its file gives every hyperparameter, with the constructor's own default."""
     settings = yaml.safe_load((Path(srgym.__path__[0]) / "configs" / "agent" / f"{name}.yaml").read_text())
     assert settings.pop("name") == name
-    parameters = inspect.signature(srgym.agents.agent_class(name)).parameters
-    expected = {k: p.default for k, p in parameters.items() if k not in ("policy", "reward", "provides")}
+    expected = REGISTRY.options(srgym.agents.agent_class(name))
     assert settings == expected
     assert all(type(settings[k]) is type(v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [("mixgrpo", {"slide": 25, "window": 4, "spread": 0.0}), ("tempflow_grpo", {"branch": True, "kl": 1e-3})],
+)
+def test_presets_are_options_of_flow_grpo(toy, preset, said):
+    options = resolve(*compose(["experiment=smoke", f"agent={preset}", "agent.steps=6"])).stages[-2].sections["agent"]
+    assert options["name"] == "flow_grpo" and said.items() <= options.items()
+    agent = srgym.agents.make(options, toy.policy(), toy.reward())
+    assert agent.kl == said.get("kl", 0.0) and agent.windows.moves

@@ -17,6 +17,8 @@ VARIANTS = {
     "cps": {"solver": "cps"},
     "dance": {"solver": "dance"},
     "guard": {"guard": True},
+    "slide": {"slide": 5, "window": 3},
+    "branch": {"branch": True},
 }
 
 
@@ -294,7 +296,7 @@ def test_fast_moves_its_window_between_iterations(build):
         start, length = agent.sampling.window
         assert length == 3 and agent.sampling == agent.sampling
         starts.add(start)
-    assert starts == {0, 1, 2, 3, 4, 5}  # the first half
+    assert starts == {0, 1, 2}  # to T / 2 - w
     other = build(fast=True, steps=10, window=3, seed=1)
     windows = [set(), set()]
     for iteration in range(5):
@@ -361,21 +363,114 @@ def test_guarded_ratio_is_the_mean_product_of_noise_and_drift(build, toy, solver
     assert float(agent.loss(rows)["loss_policy"]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_guard_asks_old_for_its_mean_only_after_an_update(build, toy):
-    agent = build(guard=True, kl=0.0)
+def test_guard_takes_the_samplers_mean_from_the_rollout(build, toy):
+    """No forward of `old`, and the loss that one would give."""
+    stored = build(guard=True, kl=0.0, clip=100.0)
+    rollout = toy.collect(stored, torch.arange(1))
+    again = FlowGRPO(
+        stored.policy, toy.reward(), group_size=4, steps=6, guard=True, kl=0.0, clip=100.0, old_log_prob="recomputed"
+    )  # fmt: skip
+    assert stored.sampling.means and not again.sampling.means and stored.workload().beside == {}
+    losses = []
+    for agent in (stored, again):
+        rows = agent.prepare(rollout)
+        agent.after_update()
+    diverge(stored.policy)
+    for agent, calls in ((stored, [True]), (again, [False, True])):
+        agent.policy.calls.clear()
+        losses.append(agent.loss(rows)["loss_policy"])
+        assert sorted(grad for _, grad in agent.policy.calls) == calls
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
+
+
+def test_the_window_slides_and_comes_back(build):
+    """MixGRPO: by one step every `slide` iterations, over all steps but the last."""
+    agent = build(slide=2, window=4, steps=7)
+    seen = []
+    for iteration in range(8):
+        agent.iterations = iteration
+        seen.append(agent.sampling.window)
+    assert seen == [(0, 4)] * 2 + [(1, 4)] * 2 + [(2, 4)] * 2 + [(0, 4)] * 2
+    assert agent.kl == 0.0 and agent.clip == 1e-4 and agent.workload().times == 4
+
+
+def test_branches_leave_one_path_at_a_step_of_their_groups_own(build, toy):
+    agent = build(branch=True)
+    rollout = toy.collect(agent, torch.arange(12))
+    begin, path = rollout["begin"].reshape(12, 4), rollout["latents"].reshape(12, 4, 7, -1)
+    assert torch.equal(begin, begin[:, :1].expand_as(begin)) and set(begin.flatten().tolist()) == {0, 1, 2, 3, 4}
+    for group in range(12):
+        step = int(begin[group, 0])
+        common = path[group, :, : step + 1]
+        assert torch.equal(common, common[:1].expand_as(common))  # up to the branch, bit for bit
+        apart = path[group, :, step + 1]
+        assert float((apart[0] - apart[1]).abs().min()) > 0
+        for i in range(step + 1, 6):  # and after it each goes on without noise
+            t = rollout["t"][4 * group : 4 * group + 4, i]
+            x = rollout["latents"][4 * group : 4 * group + 4, i]
+            v = agent.policy.velocity(x, t, rollout["cond"][4 * group : 4 * group + 4])
+            torch.testing.assert_close(rollout["latents"][4 * group : 4 * group + 4, i + 1], x - v / 6)
+    rows = agent.prepare(rollout)
+    assert torch.equal(rows["step"], rollout["begin"][shared(rows)[1]]) and len(rows) == 48
+    assert not torch.equal(path[0, 0, 0], path[1, 0, 0])
+    alone = toy.collect(agent, torch.arange(7, 8))
+    torch.testing.assert_close(alone["latents"], rollout["latents"][28:32])
+
+
+def test_branches_weigh_as_much_as_their_noise(build, toy):
+    """TempFlow-GRPO, eq. 8: Norm(sigma_t sqrt(dt)), of mean 1 over the schedule."""
+    agent = build(branch=True, kl=0.0, clip=1e9)
+    rows = agent.prepare(toy.collect(agent, torch.arange(3)))
+    t = [1 - i / 6 for i in range(7)]
+    noise = [
+        0.7 * math.sqrt(t[i] / (1 - (t[i] if t[i] < 1 else t[1]))) * math.sqrt(t[i] - t[i + 1]) for i in range(5)
+    ]  # fmt: skip
+    weight = torch.tensor([5 * q / sum(noise) for q in noise])[rows["step"]]
+    plain = FlowGRPO(
+        agent.policy, toy.reward(), group_size=4, steps=6, branch=True, kl=0.0, clip=1e9, noise_weight=False
+    )
+    for each, expected in ((agent, weight), (plain, torch.ones(len(rows)))):
+        found = float(each.loss(rows)["loss_policy"])
+        assert found == pytest.approx(float((-rows["advantage"] * expected).mean()), rel=1e-4, abs=1e-6)
+    assert float(weight.std()) > 0.1
+
+
+def test_a_group_that_is_cut_can_share_nothing(build, toy):
+    agent = build(branch=True)
+    with pytest.raises(ValueError, match=r"whole groups of 4, and 6 came.*rollout_batch"):
+        agent.policy.rollout({"lr": toy.contexts(torch.arange(2))[0]}, agent.sampling, torch.arange(6))
+
+
+def test_samples_may_begin_near_one_another(toy):
+    """sqrt(1 - s^2) of the group's noise and s of one's own: of the same spread, and as alike as that says."""
+    policy = toy.policy()
     with torch.no_grad():
-        for name, parameter in agent.policy.core.named_parameters():
-            if ".old." in name:
-                parameter.add_(1.0)  # left over from another stage
+        sampling = Sampling(steps=1, group=50, spread=0.6, record=True)
+        x = policy.rollout({"lr": toy.contexts(torch.arange(8))[0]}, sampling, torch.arange(400))["latents"][:, 0]
+    x = x.reshape(8, 50, -1).double()
+    assert float(x.var()) == pytest.approx(1.0, rel=0.15)
+    assert float(x.var(1).mean()) == pytest.approx(0.36, rel=0.05)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_unconditional_velocity_may_have_no_gradient(build, toy, detached):
+    agent = build(guidance=3.0, kl=0.0, guidance_detached=detached)
     rows = agent.prepare(toy.collect(agent, torch.arange(1)))
     agent.policy.calls.clear()
-    agent.loss(rows)
-    assert len(agent.policy.calls) == 1
-    diverge(agent.policy)
-    agent.after_update()
-    agent.policy.calls.clear()
-    agent.loss(rows)
-    assert sorted(grad for _, grad in agent.policy.calls) == [False, True]
+    guided = gradient_of(agent, rows)
+    assert sorted(grad for _, grad in agent.policy.calls) == [not detached, True]
+    assert agent.workload().guided and agent.workload().detached is detached
+    agent.guidance = 1.0
+    plain = gradient_of(agent, rows)
+    # The toy's two velocities are one, v = -2 u + 3 c: three times its gradient where u has none.
+    torch.testing.assert_close(guided, plain * (3.0 if detached else 1.0), rtol=1e-4, atol=1e-7)
+    assert float(plain.abs().max()) > 1e-3
+
+
+def gradient_of(agent, rows):
+    agent.policy.zero_grad()
+    agent.loss(rows)["loss_policy"].backward()
+    return torch.cat([p.grad.flatten() for _, p in agent.policy.trainable_parameters()])
 
 
 # What can't work
@@ -401,8 +496,10 @@ def test_without_adapters_there_is_no_base_to_hold_on_to(build, toy):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 1}, {"fast": True, "window": 6}, {"updates_per_iteration": 0}, {"std": "x"}, {"clip": 0.0}]
-)
+    "wrong",
+    [{"steps": 1}, {"fast": True, "window": 6}, {"updates_per_iteration": 0}, {"std": "x"}, {"clip": 0.0},
+     {"fast": True, "slide": 2}, {"slide": 0}, {"spread": 2.0}],
+)  # fmt: skip
 def test_hyperparameters_are_checked(build, wrong):
     with pytest.raises(ValueError, match="expected"):
         build(**wrong)

@@ -1,4 +1,4 @@
-"""Losses of whole groups: DGPO, GDPO-SR; and Flow-DPPO's trust region."""
+"""Losses of whole groups: DGPO, GDPO-SR, CRD; and Flow-DPPO's trust region."""
 
 import math
 
@@ -7,11 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from srgym.agents import FlowGRPO
+from srgym.agents.crd import CRD, crd_loss
 from srgym.agents.dgpo import DGPO, dgpo_weight
 from srgym.agents.flow_dppo import FlowDPPO, dppo_loss
 from srgym.agents.gdpo_sr import GDPOSR, gdpo_loss, gdpo_weight
 from srgym.agents.groups import Combine
 from srgym.agents.rows import shared
+from srgym.policies.adapters import parameters
 from srgym.policies.workload import Workload
 from srgym.rewards.base import Incompatible
 
@@ -90,6 +92,88 @@ def test_dgpo_has_the_gradient_of_its_loss(toy):
     assert float(terms["loss_policy"]) == pytest.approx(float(loss), rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_crd_has_the_value_and_the_gradient_of_its_loss(toy, normalised):
+    """(c / beta) mean [beta (R - mean R) - (r - mean r)]^2, in float64 as it stands, the means with their gradient."""
+    agent, rows = ready(toy, CRD, beta=0.5, clip=2.0, kl=0.3, normalised=normalised)
+    moved(agent.policy, -0.3)
+    agent.policy.sync("default", "reference")
+    moved(agent.policy, 0.2)
+    batch = next(agent.batches(rows))
+    terms = agent.loss(batch)
+    ours = gradient(agent, terms["loss_policy"] + terms["loss_kl"])
+    x0, eps, x_t, cond = agent._noised(rows)
+    v = agent.policy.velocity(x_t, rows["t"], cond).double()
+    beside = []
+    for name in ("reference", None):
+        with torch.no_grad(), agent.policy.adapter(name):
+            beside.append(agent.policy.velocity(x_t, rows["t"], cond).double())
+    target = (eps - x0).double()
+    error, reference = ((u - target).square().flatten(1).mean(1) for u in (v, beside[0]))
+    if normalised:
+        error = error / (v.detach() - target).abs().flatten(1).mean(1)
+        reference = reference / (beside[0] - target).abs().flatten(1).mean(1)
+    r = (rows["advantage"].double().clamp(-2, 2) / 4 + 0.5).reshape(3, 4, -1)
+    implicit = (reference - error).reshape(3, 4, -1)
+    off = 0.5 * (implicit - implicit.mean(1, keepdim=True)) - (r - r.mean(1, keepdim=True))
+    drift = (v - beside[1]).square().flatten(1).mean(1).reshape(3, 4, -1)
+    policy, kl = 2.0 / 0.5 * off.square().mean(), ((1e-4 + (0.3 - 1e-4) * r) * drift).mean()
+    assert float(terms["loss_policy"]) == pytest.approx(float(policy), rel=1e-4)
+    assert float(terms["loss_kl"]) == pytest.approx(float(kl), rel=1e-4)
+    expected = gradient(agent, policy + kl)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(ours, expected, strict=True))
+    assert float(implicit.abs().min()) > 1e-5 and any(float(g.abs().max()) > 1e-2 for g in expected)
+
+
+def test_crd_starts_as_the_advantage_times_the_gradient_of_matching(toy):
+    """At R = 0 what is left is -2 c (r - mean r) grad R = A grad e."""
+    agent = CRD(toy.policy(), toy.reward(), group_size=4, kl=0.0, normalised=False)
+    batch = next(agent.batches(agent.prepare(toy.collect(agent, torch.arange(3)))))
+    assert float(agent.loss(batch)["implicit"]) == 0.0
+    ours = gradient(agent, agent.loss(batch)["loss_policy"])
+    x0, eps, x_t, cond = agent._noised(batch)
+    error = (agent.policy.velocity(x_t, batch["t"], cond) - (eps - x0)).square().flatten(1).mean(1)
+    for one, other in zip(ours, gradient(agent, (batch["advantage"] * error).mean()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert crd_loss(*torch.tensor([[0.5], [-0.25]]), beta=2.0, clip=5.0).tolist() == [5.0 / 2 * 1.25**2]
+
+
+def test_crd_keeps_its_reference_apart_from_the_policy_that_samples(toy):
+    policy = toy.policy()
+    agent = CRD(policy, toy.reward(), group_size=4, old=0.25, reference=0.75)
+    before = {name: [float(w.sum()) for _, w in parameters(policy.core, name)] for name in ("default", "reference")}
+    assert before["default"] == before["reference"]
+    moved(policy)
+    agent.after_iteration()
+    now = {
+        name: [float(w.sum()) for _, w in parameters(policy.core, name)] for name in ("default", "old", "reference")
+    }  # fmt: skip
+    for start, learner, old, reference in zip(before["default"], *now.values(), strict=True):
+        assert old == pytest.approx(0.25 * start + 0.75 * learner)
+        assert reference == pytest.approx(0.75 * start + 0.25 * learner)
+    CRD(policy, toy.reward(), group_size=4)  # another stage begins where the learner is
+    assert policy.same_adapters("default", "reference") and not policy.same_adapters("default", "old")
+
+
+def test_crd_holds_on_to_a_guided_base(toy):
+    agent, rows = ready(toy, CRD, kl_guidance=4.5)
+    plain, _ = ready(toy, CRD)
+    guided, terms = (each.loss(next(each.batches(rows))) for each in (agent, plain))
+    torch.testing.assert_close(guided["kl"], terms["kl"])  # the toy's unconditional velocity is the other
+    assert plain.workload().beside == {"default": 1.0, "reference": 1.0, None: 1.0}
+    assert agent.workload().beside[None] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"beta": 0.0}, "beta and clip above 0"), ({"kl_guidance": 0.5}, "kl_guidance of at least 1"),
+     ({"reference": "never"}, "unknown schedule")],
+)  # fmt: skip
+def test_what_crd_refuses(toy, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        CRD(toy.policy(), toy.reward(), group_size=4, **wrong)
+
+
 def test_the_reference_may_be_the_policy_that_sampled(toy):
     """Before the first update the learner is that policy, and every group weighs a half; against the base it isn't."""
     policy = toy.policy()
@@ -101,7 +185,7 @@ def test_the_reference_may_be_the_policy_that_sampled(toy):
         assert bool(torch.allclose(batch["weight"], torch.tensor(0.5), atol=1e-6)) is half
 
 
-@pytest.mark.parametrize("kind", [DGPO, GDPOSR])
+@pytest.mark.parametrize("kind", [DGPO, GDPOSR, CRD])
 @pytest.mark.parametrize("cut", [1, 5, 7])
 def test_microbatches_needn_t_hold_whole_groups(toy, kind, cut, monkeypatch):
     agent, rows = ready(toy, kind, beta=20.0)
@@ -159,7 +243,7 @@ def test_dppo_is_grpo_without_a_clip_until_a_step_has_gone_too_far(toy):
     options = {"group_size": 4, "steps": 4, "kl": 0.0}
     free, bound = FlowDPPO(policy, toy.reward(), delta=1e9, **options), FlowDPPO(policy, toy.reward(), **options)
     plain = FlowGRPO(policy, toy.reward(), clip=1e9, **options)
-    rollout = toy.collect(plain, torch.arange(3))
+    rollout = toy.collect(free, torch.arange(3))
     rows = [agent.prepare(rollout) for agent in (free, bound, plain)]
     for agent in (free, bound, plain):
         agent._first = False

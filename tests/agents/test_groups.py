@@ -186,3 +186,29 @@ def test_combine_names_the_component_that_is_not_there():
         assess(rollout([0.0, 1.0], 2, sharp=[1.0, 2.0]), 2, combine=Combine({"sharpness": 1.0}))
     with pytest.raises(ValueError, match="normalise"):
         Combine({"a": 1.0}, normalise="rank")
+
+
+def test_gdpo_decouples_components_and_then_standardises_over_the_batch():
+    """arXiv 2601.05242: A_k inside the group, their weighted sum, (A - mean) / std over all samples of the batch."""
+    hard = [0.0, 0.1, 0.1, 0.0, 0.0, 0.0, 1.0, 1.0]
+    easy = [5.0, 9.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+    rollout = TensorDict(
+        {
+            "reward": torch.zeros(8), "valid": torch.ones(8, dtype=torch.bool),
+            "group": torch.arange(2).repeat_interleave(4),
+            "components": TensorDict({"hard": torch.tensor(hard), "easy": torch.tensor(easy)}, [8]),
+        },
+        [8],
+    )  # fmt: skip
+
+    def standard(values, eps=1e-4):
+        mean = sum(values) / len(values)
+        std = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
+        return [(v - mean) / (std + eps) for v in values]
+
+    summed = [2 * h + e for h, e in zip(*(standard(x[:4]) + standard(x[4:]) for x in (hard, easy)), strict=True)]
+    combine = Combine({"hard": 2.0, "easy": 1.0}, "decoupled")
+    found = assess(rollout, 4, combine=combine).advantage
+    assert found.tolist() == pytest.approx(standard(summed), abs=1e-5)
+    again = assess(rollout, 4, combine=Combine({"hard": 2.0, "easy": 1.0}, "per_component")).advantage
+    assert float((found - again).abs().max()) > 0.1

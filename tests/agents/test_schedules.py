@@ -14,6 +14,7 @@ from srgym.policies.noise import Noise
         ("linear", 0, 0.0), ("linear", 7, 0.007), ("linear", 499, 0.499), ("linear", 500, 0.5), ("linear", 9999, 0.5),
         ("delayed", 0, 0.0), ("delayed", 74, 0.0), ("delayed", 75, 0.0), ("delayed", 77, 0.015),
         ("delayed", 75 + 133, 0.9975), ("delayed", 75 + 134, 0.999), ("delayed", 9999, 0.999),
+        ("rising", 0, 0.25), ("rising", 10, 0.3), ("rising", 149, 0.995), ("rising", 150, 0.999),
         (0.3, 0, 0.3), (0.3, 500, 0.3), (0, 5, 0.0),
     ],
 )  # fmt: skip

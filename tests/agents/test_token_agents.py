@@ -10,8 +10,9 @@ from writers import inputs, writer
 from srgym.agents import DPO, ColdStart, FlowGRPO, make
 from srgym.agents.codec import Codec
 from srgym.agents.credit import aggregate, compare, to_go
+from srgym.agents.flow_grpo import grpo_loss
 from srgym.agents.token_cold_start import TokenColdStart
-from srgym.agents.token_grpo import TokenGRPO, token_grpo_loss
+from srgym.agents.token_grpo import TokenGRPO
 from srgym.document import SECTIONS
 from srgym.envs.photographs import Photographs
 from srgym.envs.task import SRTask
@@ -92,7 +93,7 @@ def test_the_clipped_objective_by_hand():
     log_ratio = torch.tensor([0.0, 0.5, -0.5, 0.5, -0.5], dtype=torch.float64)
     advantage = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     expected = [-2.0, -1.3, -math.exp(-0.5), math.exp(0.5), 0.8]
-    each = token_grpo_loss(log_ratio, torch.zeros(5).double(), advantage, clip=0.2, clip_high=0.3)
+    each = grpo_loss(log_ratio, torch.zeros(5).double(), advantage, clip=0.2, clip_high=0.3)
     torch.testing.assert_close(each, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -196,7 +197,7 @@ def test_the_ratio_is_one_before_the_first_update_and_watched(policy):
     with torch.no_grad():
         for _, parameter in policy.trainable_parameters():
             parameter.mul_(1.5)
-    with pytest.raises(ValueError, match="must be what it was drawn with, and it is off by"):
+    with pytest.raises(ValueError, match="TokenGRPO.*ratio of likelihoods must be 1, and it is off by"):
         agent.loss(rows)
     agent.after_update()
     assert float(agent.loss(rows)["ratio_error"]) > 1e-3

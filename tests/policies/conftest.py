@@ -10,7 +10,7 @@ import torch
 
 from srgym.policies import make
 
-KINDS = ("qwen_image_edit", "flux_kontext", "flux_controlnet", "sd3")
+KINDS = ("qwen_image_edit", "flux_kontext", "flux_controlnet", "sd3", "flux2_klein")
 QWEN_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -165,12 +165,41 @@ def sd3():
     )  # fmt: skip
 
 
+def flux2_klein():
+    import diffusers
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = Qwen2Tokenizer(
+        vocab=byte_vocabulary(QWEN_TOKENS), merges=[], extra_special_tokens=list(QWEN_TOKENS[1:]), model_max_length=64,
+        chat_template="{{ messages[0]['content'] }}",
+    )  # fmt: skip
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=1,
+    )  # fmt: skip
+    autoencoder.bn.running_mean.normal_(0, 0.2)
+    autoencoder.bn.running_var.uniform_(0.5, 1.5)
+    return diffusers.Flux2KleinPipeline(
+        scheduler=scheduler(), vae=autoencoder, text_encoder=Qwen3ForCausalLM(config), tokenizer=tokenizer,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 def build(kind):
     """A pipeline with fixed random weights, none of them zero (a fresh ControlNet's are, and a modulation's gates)."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(KINDS.index(kind))
-        pipe = {"qwen_image_edit": qwen_image_edit, "sd3": sd3}.get(kind, lambda: flux(kind))()
+        own = {"qwen_image_edit": qwen_image_edit, "sd3": sd3, "flux2_klein": flux2_klein}
+        pipe = own.get(kind, lambda: flux(kind))()
         for module in (pipe.transformer, getattr(pipe, "controlnet", None)):
             for parameter in module.parameters() if module is not None else ():
                 parameter.data.add_(0.03 * torch.randn(parameter.shape))
@@ -186,6 +215,7 @@ OPTIONS = {
     "flux_kontext": {"max_length": 16},
     "flux_controlnet": {"max_length": 16},
     "sd3": {"max_length": 16},
+    "flux2_klein": {"max_length": 16, "text_layers": [1, 2]},
 }
 
 
@@ -193,7 +223,9 @@ OPTIONS = {
 def quiet():
     import diffusers
     import transformers
+    from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
+    Flux2ImageProcessor.check_image_input = staticmethod(lambda image: image)  # it asks for 64 pixels a side
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

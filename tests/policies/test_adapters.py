@@ -239,3 +239,14 @@ def test_a_state_on_the_way_may_be_taken_up_again(tiny_policy):
         sde = tiny_policy.sample(cond[[0, 0]], Sampling(steps=2, solver="sde", noise_level=0.5), SEEDS[:2], x=x)["x0"]
         assert torch.equal(ode[0], ode[1])
         assert not torch.equal(sde[0], sde[1])
+
+
+def test_a_snapshot_has_no_storage_where_the_model_has_none(toy):
+    """So that the cost of an agent that keeps one is foretold."""
+    from srgym.policies import adapters
+
+    with torch.device("meta"):
+        policy = toy.policy()
+    policy.add_snapshot("reference")
+    policy.sync("default", "reference")
+    assert {p.device.type for _, p in adapters.parameters(policy.core, "reference")} == {"meta"}

@@ -261,7 +261,7 @@ def test_prompts_are_encoded_once_and_found_on_disk(make_tiny, kind, monkeypatch
     weight = next(encoder.parameters())
     try:  # another text encoder's embeddings are not these
         weight.data[..., 0] += 1
-        third = make(kind, pipe=other.pipe, scale=1, cache=str(tmp_path))
+        third = make_tiny(kind, pipe=other.pipe, cache=str(tmp_path))
         calls = count_calls(third, monkeypatch)
         third.encode(obs)
         assert len(calls) == 2
@@ -334,6 +334,26 @@ def test_a_base_that_changed_is_saved_too(make_tiny, kind, shake, start, tmp_pat
     same(velocity(loaded, x, cond), velocity(policy, x, cond))
     loaded.save(tmp_path / "again")
     same(velocity(load(tmp_path / "again"), x, cond), velocity(policy, x, cond))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_unconditional_velocity_may_have_no_gradient(make_tiny, detached):
+    """Guidance g is g times the conditional velocity's gradient, and 1 - g times the other's unless it has none."""
+    policy = make_tiny("sd3", scale=4, negative_prompt="blurry")
+    policy.add_adapters(rank=2, alpha=4)
+    cond = policy.encode({"lr": images(2, 32, 32)})
+    x = torch.randn(2, *policy.latent_shape(cond), generator=torch.Generator().manual_seed(0))
+    learner = [p for name, p in policy.trainable_parameters() if ".lora_B." in name]
+
+    def gradient(v):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(v.sum(), learner)])
+
+    guided = policy.guided_velocity(x, T, cond, 3.0, detached=detached)
+    ours = gradient(policy.velocity(x, T, cond))
+    other = policy.guided_velocity(x, T, cond, 0.0)
+    expected = 3.0 * ours if detached else 3.0 * ours - 2.0 * gradient(other)
+    torch.testing.assert_close(gradient(guided), expected, rtol=1e-3, atol=1e-5)
+    assert float((3.0 * ours - expected).abs().max()) > 1e-3 or detached
 
 
 # Sentences

@@ -30,6 +30,32 @@ def test_euler_is_the_stock_call(make_tiny, picture, start, integrate, small_ref
     torch.testing.assert_close(ours, unpack(expected, 8, 8), rtol=0, atol=1e-5)
 
 
+def test_2511_is_the_stock_call_too(make_tiny, tiny, picture, start, integrate, small_reference):
+    """Its transformer modulates the reference's tokens as clean ones; alone and beside another context alike."""
+    lr, image = picture
+    pipe = tiny("qwen_image_edit")
+    older = pipe.transformer
+    pipe.transformer = type(older).from_config(older.config, zero_cond_t=True).eval()
+    pipe.transformer.load_state_dict(older.state_dict())
+    policy = make_tiny("qwen_image_edit", pipe=pipe)
+    cond = policy.encode({"lr": torch.cat([lr, 1 - lr])})
+    noise = start(policy, cond)
+    expected = policy.pipe(
+        image=[image], prompt="sharp", true_cfg_scale=1.0, latents=pack(noise[:1]), height=32, width=32,
+        num_inference_steps=3, output_type="latent",
+    ).images  # fmt: skip
+    ours = integrate(policy, cond, noise)
+    torch.testing.assert_close(ours[:1], unpack(expected, 8, 8), rtol=0, atol=1e-5)
+    t = torch.tensor([0.5, 0.5])
+    with torch.no_grad():
+        assert (
+            policy.velocity(noise, t, cond) - make_tiny("qwen_image_edit").velocity(noise, t, cond)
+        ).abs().max() > 1e-4
+    policy.add_adapters(rank=2, alpha=4)
+    policy.velocity(noise, t, cond).square().mean().backward()
+    assert all(p.grad is not None for _, p in policy.trainable_parameters())
+
+
 def test_decoded_is_the_stock_image(make_tiny, picture, start, integrate, small_reference):
     lr, image = picture
     policy = make_tiny("qwen_image_edit")

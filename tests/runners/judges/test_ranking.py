@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,13 +32,9 @@ def test_rows_are_those_of_one_lr_next_to_each_other_and_new_in_every_pass():
     assert len({tuple(one) for one in passes}) > 1
     assert len({tuple(group) for group in groups if group[0][0] == 0}) > 1
     assert rows == ranking_rows(labels, Ranking(images=3, answers=2), 4, 0)
-    with pytest.raises(
-        ValueError, match="train.ranking.images=6: expected LRs with as many labelled images, the most are 5"
-    ):
+    with pytest.raises(ValueError, match="ranking.images=6: expected LRs with as many labelled images, the most are 5"):
         ranking_rows(labels, Ranking(images=6, answers=2), 1, 0)
-    with pytest.raises(
-        ValueError, match="train.ranking.contexts=4: expected at least 4 LRs of 3 images for a step, got 3"
-    ):
+    with pytest.raises(ValueError, match="ranking.contexts=4: expected at least 4 LRs of 3 images for a step, got 3"):
         ranking_rows(labels, Ranking(images=3, answers=2, contexts=4), 1, 0)
 
 
@@ -98,7 +98,7 @@ def test_a_step_of_the_trainer_holds_whole_lrs_and_shuffled_ones_fail(tiny, make
 def test_what_cannot_be_ranked_is_refused(tiny, make_material, tmp_path):
     with pytest.raises(ValueError, match="expected at least 2 images of an LR and 2 answers to each.* got 1 and 2"):
         Ranking(images=1, answers=2)
-    with pytest.raises(ValueError, match="train.microbatch=3: expected a divisor of the 8 answers of a step"):
+    with pytest.raises(ValueError, match="microbatch=3: expected a divisor of the 8 answers of a step"):
         ranking_trainer(settings(tiny, microbatch=3), tiny, make_material(4, 3).preferences(), tmp_path)
 
 
@@ -112,3 +112,25 @@ def test_a_run_warms_up_ranks_and_logs_pairs_ties_and_unreadable_answers(tiny, m
     assert (run / "training" / "warm_up_log.jsonl").is_file()
     assert record["recipe"] == "refreward"
     assert (run / "model.safetensors").is_file()
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_each_of_two_processes_is_given_whole_lrs(shuffled, tiny, tmp_path):
+    script, source = Path(__file__).with_name("ranked.py"), Path(__file__).parents[3] / "src"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    arguments = [str(tiny), str(tmp_path), *(["shuffled"] if shuffled else [])]
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    if shuffled:
+        assert any("the rows of one LR are apart" in one["said"] for one in told), done.stderr[-2000:]
+        return
+    assert [one["said"] for one in told] == ["", ""], done.stderr[-2000:]
+    steps = [[given[step] for given in (told[0]["given"], told[1]["given"])] for step in range(3)]
+    assert all(len(given) == 4 and len(set(given)) == 1 for step in steps for given in step)
+    # Together they have seen all LRs, none at the same time.
+    assert sorted(given[0] for step in steps for given in step) == list(range(6))

@@ -1,6 +1,7 @@
 """SFT of a judge: what it is shown is what it will be asked, only answers are learnt, and they are learnt exactly."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from srgym.rewards import make
 from srgym.rewards.compass.mllm import MLLMScorer
 from srgym.rewards.serving.local import TransformersEngine
 from srgym.rewards.serving.prompts import COMPARE, compass
+from srgym.rewards.serving.server import Server
 from srgym.runners.judges.exported import EXPORTED, read_judge, write_scores
 from srgym.runners.judges.sft import compass_answer, from_png, sft_trainer
 from srgym.runners.judges.tiny import write_tiny
@@ -96,11 +98,11 @@ def test_weights_are_trained_in_float32_whatever_the_file_has(tiny, make_materia
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"dtype": "bfloat16"}, "train.tuning=full with train.dtype=bfloat16: .* moves 16% of weights"),
-    ({"batch": 6, "microbatch": 4}, "train.batch=6: expected a multiple of train.microbatch=4"),
-    ({"batch": 8, "microbatch": 4}, "train.batch=8 is more than the 4 rows"),
-    ({"max_pixels": 100}, "train.max_pixels: expected at least the 1024 pixels"),
-    ({"recipe": "compas"}, "train.recipe: expected 'compass', 'compare' or 'refreward', got 'compas'"),
+    ({"dtype": "bfloat16"}, "tuning=full with dtype=bfloat16: .* moves 16% of weights"),
+    ({"batch": 6, "microbatch": 4}, "batch=6: expected a multiple of microbatch=4"),
+    ({"batch": 8, "microbatch": 4}, "batch=8 is more than the 4 rows"),
+    ({"max_pixels": 100}, "max_pixels: expected at least the 1024 pixels"),
+    ({"recipe": "compas"}, "recipe: expected 'compass', 'compare' or 'refreward', got 'compas'"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_a_sentence(tiny, make_material, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -214,7 +216,7 @@ def test_answers_are_learnt_to_the_last_digit_and_the_run_is_taken_as_it_is(tiny
         assert said in card
     # Asked again, it is there already.
     assert train(settings(tiny, steps=60), material, run, [])["sha256"] == record["sha256"]
-    with pytest.raises(ValueError, match=r"holds a run of other settings \(train.steps was 60\): name another folder"):
+    with pytest.raises(ValueError, match=r"holds a run of other settings \(steps was 60\): name another folder"):
         train(settings(tiny, steps=61), material, run, [])
     changed = type(material)(material.groups, material.images, {**material.about, "sha256": "1"})
     with pytest.raises(ValueError, match="holds a judge of another set, or of this one before its labels changed"):
@@ -223,3 +225,31 @@ def test_answers_are_learnt_to_the_last_digit_and_the_run_is_taken_as_it_is(tiny
     (run / "judge.json").write_text((run / "judge.json").read_text().replace("Give three scores", "Give 3 scores"))
     with pytest.raises(ValueError, match="was trained on other questions than this srgym asks"):
         read_judge(run)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+def test_sixteen_answers_are_exact_and_not_merely_parsed(make_material, tmp_path):
+    model, material = write_tiny(tmp_path / "tiny"), make_material(4, 4)
+    for steps, found in ((20, range(16)), (70, (16,))):
+        run = tmp_path / f"run{steps}"
+        train(settings(model, batch=16, microbatch=16, steps=steps, lr=2e-3), material, run, [])
+        assert exact(run, material) in found
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_gives_the_scores_that_this_process_gives(make_material, tmp_path):
+    python = os.environ.get("SRGYM_VLLM_PYTHON")
+    if not python:
+        pytest.skip("SRGYM_VLLM_PYTHON doesn't name the interpreter of an environment with vLLM")
+    material, run = make_material(2, 2), tmp_path / "run"
+    train(settings(write_tiny(tmp_path / "tiny", width=64, layers=2), steps=60), material, run, [])
+    pictures = images_of(material)
+    small = ["--max-num-seqs", "16", "--max-num-batched-tokens", "4096"]
+    with Server(run, token="here", cpu=True, name="compass", max_model_len=4096, python=python, extra=small) as server:
+        served = MLLMScorer({"urls": [server.url], "token": "here"})(*pictures)
+    local = MLLMScorer(TransformersEngine(run, device="cpu", dtype="float32"))(*pictures)
+    for theirs, ours in zip(served, local, strict=True):
+        assert torch.equal(theirs, ours)
+    assert served[2].tolist() == pytest.approx([q for group in material.groups for q in group.quality])

@@ -100,7 +100,7 @@ def test_a_reward_that_fails_costs_nothing_of_what_was_learnt(toy: Any, tmp_path
     whole.learn()
     toy.folder = tmp_path / "failing"
     task, scored = toy.task(), []
-    score = task.score
+    score = task.begin
 
     def failing(*given: Any) -> Any:
         scored.append(given)
@@ -108,7 +108,7 @@ def test_a_reward_that_fails_costs_nothing_of_what_was_learnt(toy: Any, tmp_path
             raise ValueError("the server is gone")
         return score(*given)
 
-    task.score = failing
+    task.begin = failing
     with pytest.raises(ValueError, match="the server is gone"):
         toy.run(task=task, checkpoint_every=0, prefetch=prefetch).learn()
     again = toy.run(checkpoint_every=0)
@@ -195,13 +195,13 @@ def test_bf16_reaches_the_velocity_only(toy: Any) -> None:
 
     policy.net.shift.forward = forward
     task = toy.task()
-    score = task.score
+    score = task.begin
 
-    def scored(context: Any, sr: torch.Tensor, group: Any = None) -> Any:
+    def scored(context: Any, sr: torch.Tensor, of: torch.Tensor) -> Any:
         seen["autocast"], seen["sr"] = torch.is_autocast_enabled("cpu"), sr
-        return score(context, sr, group)
+        return score(context, sr, of)
 
-    task.score = scored
+    task.begin = scored
     toy.run(task=task, agent=toy.agent(policy), iterations=1, autocast="bf16").learn()
     assert seen["velocity"].dtype is torch.bfloat16
     assert seen["sr"].dtype is torch.float32

@@ -76,6 +76,35 @@ def test_examples_are_parts_of_the_pool_and_follow_the_seed(tiny_policy):
     assert gap[:3].max() < 2 * settings.dither < gap[3:].min()  # three of one context, three of the other
 
 
+def test_regions_are_cut_and_turned_with_the_picture(tiny_policy, monkeypatch):
+    """Regions that are the bright and the dark places stay so, whatever part of the picture is seen from wherever."""
+    seen = []
+
+    def spy(pairs, *, segments, features, **options):
+        seen.append((pairs[0][1], segments[0], features))
+        return make_examples(pairs, segments=segments, features=features, **options)
+
+    def halves(image):
+        return (image.mean(0) > image.mean(0).median()).long()
+
+    monkeypatch.setattr("srgym.runners.reward_models.finpercep.make_examples", spy)
+    task = SRTask(sources.make(dict(ENV)), rewards.make("psnr_y"))
+    pool = make_pool([task], {"base": tiny_policy}, n=2, kept=5, seed=3, segmenter=halves)
+    examples = draw_examples(pool, FinPercepSettings(**FEW), 0.1, seed=5, features=torch.zeros_like)
+    for _ in range(4):
+        next(examples)
+    for truth, regions, features in seen:
+        assert features is torch.zeros_like
+        for image, own in zip(truth.mean(1), regions, strict=True):
+            assert own.unique().numel() < 2 or image[own == 1].min() > image[own == 0].max() - 1e-6
+
+
+@pytest.mark.parametrize("model", ["dinov3", "sam"])
+def test_a_model_that_is_not_there_is_refused_before_anything_is_made(model, tiny_policy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a (DINOv3|SAM) model at 'nowhere'"):
+        build_finpercep(FinPercepSettings(**{model: "nowhere"}), tiny_policy, ENV, tmp_path, 0)
+
+
 @pytest.mark.parametrize(
     "change, told",
     [({"contexts": 0}, "scorer.contexts: expected at least 1, got 0"), ({"steps": [3, 0]}, "the last at least 1"),
@@ -87,7 +116,7 @@ def test_impossible_settings_are_refused(change, told):
 
 
 def test_an_unknown_model_and_a_policy_of_another_kind_are_refused(toy, tmp_path):
-    with pytest.raises(ValueError, match="one of compass, finpercep, got 'clip'"):
+    with pytest.raises(ValueError, match="one of compass, finpercep, lucid, got 'clip'"):
         train_scorer({"model": "clip"}, toy.policy(), ENV, tmp_path, 0)
     with pytest.raises(rewards.Incompatible, match="come from the compact policy"):
         build_finpercep(FinPercepSettings(), toy.policy(), ENV, tmp_path, 0)

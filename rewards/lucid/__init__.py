@@ -1,0 +1,1 @@
+"""LucidConsistency: whether SR shows what LR shows, by embeddings of both."""

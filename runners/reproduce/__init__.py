@@ -1,0 +1,1 @@
+"""Reproducing: the papers' claims in miniature, as cells of comparisons, each with a verdict."""
