@@ -168,7 +168,7 @@ def _verdict(plan: Plan, results: Results, claim: Claim, findings: Sequence[Find
 
 
 def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
-    margin, missing = _margin(plan, contrast), _missing(results, contrast)
+    margin, missing = _margin(plan, contrast), _missing(plan, results, contrast)
     if missing:
         return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), missing)
     if contrast.at == "cost":
@@ -184,11 +184,12 @@ def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
     return Finding(contrast, margin, interval, verdict, why=why)
 
 
-def _missing(results: Results, contrast: Contrast) -> tuple[str, ...]:
-    """The arms that left nothing of what the contrast looks at."""
+def _missing(plan: Plan, results: Results, contrast: Contrast) -> tuple[str, ...]:
+    """The arms that left nothing of what the contrast looks at, or not yet of all their seeds: a single seed of several
+    would be taken for an arm that has none."""
     frame = {"steps": results.frame, "distance": results.doses, "cost": results.curves}[contrast.at]
-    there = set(frame[frame["metric"] == contrast.metric]["method"])
-    return tuple(dict.fromkeys(arm for arm in contrast.arms if arm not in there))
+    seeds = frame[frame["metric"] == contrast.metric].groupby("method")["run"].nunique()
+    return tuple(dict.fromkeys(arm for arm in contrast.arms if seeds.get(arm, 0) < max(1, len(plan.arms.get(arm, ())))))
 
 
 def _margin(plan: Plan, contrast: Contrast) -> float:

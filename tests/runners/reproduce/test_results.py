@@ -1,5 +1,6 @@
 """What contrasts come to, from synthetic cells: equal distance, wobble, costs, and what is said of what didn't run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,13 @@ def test_what_did_not_run_is_named_and_never_judged():
     verdict, finding = only(plan, results(frame=rows("there", "psnr_y", noise)))
     assert (verdict, finding.missing) == ("not run", ("gone",))
     assert finding.verdict.conclusion == "inconclusive"
+
+
+def test_an_arm_of_which_a_seed_is_still_to_come_is_not_judged():
+    plan = replace(planned(Contrast("a", "b", "psnr_y", "up", "a over b")), arms={"a": {0: "x", 1: "y", 2: "z"}})
+    both = pd.concat([rows("a", "psnr_y", lambda s, i: 31 + noise(s, i), 1), rows("b", "psnr_y", noise)])
+    verdict, finding = only(plan, results(frame=both))
+    assert (verdict, finding.missing) == ("not run", ("a",))
 
 
 def test_an_inconclusive_contrast_says_what_would_tell():
