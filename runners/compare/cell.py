@@ -16,7 +16,7 @@ import pandas as pd
 
 from srgym import policies
 from srgym.files import locked, to_png, write_json, write_whole
-from srgym.runners.compare.executor import end_with_parent
+from srgym.runners.compare.executor import DONE, end_with_parent
 from srgym.runners.measure.evaluation import (
     Evaluation,
     draw,
@@ -88,7 +88,7 @@ def run_cell(folder: Path) -> None:
         if first:
             final = _evaluate(folder, request, config) if config.stages[-1].kind != "scorer" else None
             spent = {"seconds": time.monotonic() - started, "cpu": time.process_time()}
-            write_json(folder / "done.json", {"request": request, "cost": cost, "policy": final, **spent})
+            write_json(folder / DONE, {"request": request, "cost": cost, "policy": final, **spent})
 
 
 def _train(folder: Path, request: Mapping[str, Any], config: RunConfig) -> dict[str, float]:

@@ -14,6 +14,7 @@ from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.executor import (
     CELL,
+    DONE,
     Cell,
     Executor,
     LocalExecutor,
@@ -46,7 +47,7 @@ def compare(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path
 
 def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[Outcome]]:
     cells = [*plan.starts, *plan.trial_cells, *plan.cells]
-    todo = sum(read_done(cell) is None for cell in cells)
+    todo = sum(not _ended(plan, cell) for cell in cells)
     on_message(f"{len(cells)} runs, {len(cells) - todo} of them done already, in {plan.folder}")
     executor = make_executor(plan.settings, plan.folder, plan.fixed)
     if todo:
@@ -68,6 +69,13 @@ def _compare(plan: Plan, on_message: Callable[[str], None]) -> tuple[Path, list[
     failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
     write_json(plan.folder / "compare.json", {**plan.as_json(), "failed": failed})
     return write_compare_report(plan.folder), [*starts, *outcomes]
+
+
+def _ended(plan: Plan, cell: Cell) -> bool:
+    """Whether a run is done; what it was done with is looked at, too, but for what a search has yet to find."""
+    if plan.trials and cell in plan.cells:
+        return (cell.folder / DONE).is_file()
+    return read_done(cell) is not None
 
 
 def look_ahead(plan: Plan) -> None:

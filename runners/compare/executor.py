@@ -31,6 +31,8 @@ from srgym.files import write_json
 from srgym.sealed import read_object
 
 __all__ = [
+    "CELL",
+    "DONE",
     "Cell",
     "Executor",
     "Job",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 CELL = "srgym.runners.compare.cell"
+DONE = "done.json"  # what a cell writes last
 _POLL = 0.2  # seconds
 _PATIENCE = 120.0  # seconds that a stopped cell has to save itself
 
@@ -90,7 +93,7 @@ def read_done(cell: Cell) -> dict[str, Any] | None:
     Raises:
         ValueError: if it was finished on another request.
     """
-    path = cell.folder / "done.json"
+    path = cell.folder / DONE
     if not path.is_file():
         return None
     done = read_object(path, {"request": dict})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from srgym.files import locked, write_json
 from srgym.runners.compare.cell import main, run_cell
+from srgym.runners.compare.executor import DONE
 from srgym.runners.measure.evaluation import save_evaluation
 from srgym.runners.reproduce.probes import PROBES, Place
 from srgym.runners.run.build import use_threads
@@ -37,7 +38,7 @@ def run(folder: Path) -> None:
         frame = PROBES[options.pop("kind")](place, **options)
         save_evaluation(frame, {"probe": request["probe"], "env": sections["env"]}, folder)
         spent = {"seconds": time.monotonic() - started, "cpu": time.process_time()}
-        write_json(folder / "done.json", {"request": request, "cost": {}, **spent})
+        write_json(folder / DONE, {"request": request, "cost": {}, **spent})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 from srgym.files import write_json
 from srgym.rewards.kin import installed_judges
 from srgym.runners.commands.cli import main
+from srgym.runners.compare import comparison
 from srgym.runners.compare.board import seconds_left
 from srgym.runners.compare.comparison import make_executor
 from srgym.runners.compare.executor import Cell, LocalExecutor, SlurmExecutor, read_done, run_cells
@@ -357,6 +358,23 @@ def test_as_many_settings_of_each_agent_are_tried_on_validation(tmp_path: Path):
     assert [entry.stage.sections["runner"]["lr"] for entry in tuned.entries] == [0.003, 0.01]
     assert all(entry.tuned for entry in tuned.entries)
     assert not tuned.trials
+
+
+def test_a_comparison_that_was_stopped_after_its_search_goes_on(tmp_path: Path, monkeypatch):
+    """What its runs were done with, the search's best, isn't known again before the search has been looked at."""
+    plan = make_plan(["agent=nft,dpo", "seed=0,1", "search={lr: [1e-3, 3e-3]}", f"out={tmp_path}"])
+    tuned = tuned_plan(plan, {"nft": ["runner.lr=0.003"], "dpo": ["runner.lr=0.001"]})
+    assert tuned.cells[0].request != plan.cells[0].request
+    write_json(tuned.cells[0].folder / "done.json", {"request": tuned.cells[0].request})
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "run_cells", stopped)
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        comparison.compare(plan, told.append)
+    assert told == [f"{len(plan.cells) + 4 + 1} runs, 1 of them done already, in {tmp_path}"]
 
 
 def test_one_control_serves_all_rewards_and_every_policy_has_its_start(tmp_path: Path):
