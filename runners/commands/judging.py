@@ -153,12 +153,13 @@ def distil(arguments: list[str]) -> int:
     result = teach(_engine(settings.engine, Path(run)), train_on, held_out, policy, settings, out)
     for name, found in result["agreement"].items():
         print(f"{name}: Spearman {found['spearman']}, SE {found['error']} over {found['photographs']} photographs")
-    audited = None
+    audited, beside = None, Path(run) / "distilled"  # not in the student's folder, which is sealed
     if own["audit"] is not None:
         scorer = f"reward.scorer={{name: compact, weights: '{out}'}}"
-        rewards.run(["audit", "compass", scorer, f"out={out / 'audit'}", *own["audit"]])
-        audited = json.loads((out / "audit" / "audit.json").read_text())["lines"]
-    write_json(Path(run) / "distilled" / f"{out.name}.json", {**result, "command": " ".join(command), "audit": audited})
+        place = beside / f"{out.name}_audit"
+        rewards.run(["audit", "compass", scorer, f"out={place}", *own["audit"]])
+        audited = json.loads((place / "audit.json").read_text())["lines"]
+    write_json(beside / f"{out.name}.json", {**result, "command": " ".join(command), "audit": audited})
     print(f"see {report(Path(run))}; in use: reward=compass reward.scorer={{name: compact, weights: {out}}}")
     return 0
 
