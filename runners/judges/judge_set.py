@@ -22,10 +22,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from srgym.errors import MissingFile, Refusal
 from srgym.files import write_json, write_whole
@@ -316,15 +314,3 @@ class JudgeSet:
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TYPES = {"sample": pa.int64()}
-
-
-def size_of(png: bytes) -> tuple[int, int]:
-    """(height, width) of a PNG file."""
-    with Image.open(BytesIO(png)) as image:
-        return image.height, image.width
-
-
-def pixels_of(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A PNG file as [H, W, 3] of 8 bits."""
-    with Image.open(BytesIO(png)) as image:
-        return np.asarray(image.convert("RGB"))

@@ -28,7 +28,7 @@ from srgym.runners.judges.sft import from_png
 from srgym.runners.judges.sheets import Sheet
 from srgym.settings import Count, Share, check_arguments
 
-__all__ = ["STAGES", "LabelSettings", "Unanswered", "annotate", "label"]
+__all__ = ["STAGES", "LabelSettings", "Unanswered", "annotate", "described", "label"]
 
 STAGES = ("anchor", "compare", "calibrate", "describe", "review")
 _ASKING = ("anchor", "compare", "describe")
@@ -265,7 +265,8 @@ def label(made: JudgeSet, settings: LabelSettings) -> pd.DataFrame:
 
     Columns: group, split, kind, method, sample, sha256; q_lr and anchor, as the anchor says; rank r in [0, 1]; alpha,
     beta and flag of the group's calibration; quality in [1, 5]; fidelity in [0, 1], NaN of a real input; outcomes,
-    against each candidate of the group; description and its verdict; kept, whether the review lets it stand.
+    against each candidate of the group; description and its verdict, empty (see `described`); kept, whether the review
+    lets it stand.
 
     Raises:
         Unanswered: where ratings or comparisons are missing, saying how many.
@@ -303,7 +304,7 @@ def label(made: JudgeSet, settings: LabelSettings) -> pd.DataFrame:
                 "outcomes": outcome[i].tolist(), "description": "", "verdict": math.nan, "kept": True,
             })  # fmt: skip
         group.__dict__.pop("view", None)
-    return _described(made, pd.DataFrame(rows), groups, settings)
+    return pd.DataFrame(rows)
 
 
 def _ratings(group: _Group, annotator: Annotator, log: AnswerLog, settings: LabelSettings) -> Tensor:
@@ -341,15 +342,17 @@ def _fidelity(group: _Group, reward: Any) -> Tensor | None:
     return close
 
 
-def _described(made: JudgeSet, rows: pd.DataFrame, groups: Iterable[_Group], settings: LabelSettings) -> pd.DataFrame:
-    if rows.empty or not any((made.folder / "answers").glob("describe.*.jsonl")):
-        return rows
+def described(made: JudgeSet, labels: pd.DataFrame, settings: LabelSettings) -> pd.DataFrame:
+    """Labels with the descriptions that are there."""
+    if labels.empty or not any((made.folder / "answers").glob("describe.*.jsonl")):
+        return labels
     annotators = _Annotators(made, "describe", settings.annotator["describe"])
-    said = dict(_descriptions(annotators, groups))
-    places = list(zip(rows["group"], rows["method"], rows["sample"], strict=True))
-    rows["description"] = [said.get(place, {}).get("text", "") for place in places]
-    rows["verdict"] = [said.get(place, {}).get("verdict", math.nan) for place in places]
-    return rows
+    said = dict(_descriptions(annotators, _groups(made)))
+    places = list(zip(labels["group"], labels["method"], labels["sample"], strict=True))
+    return labels.assign(
+        description=[said.get(place, {}).get("text", "") for place in places],
+        verdict=[said.get(place, {}).get("verdict", math.nan) for place in places],
+    )
 
 
 def _descriptions(

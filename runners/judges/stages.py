@@ -7,7 +7,7 @@ import pandas as pd
 from srgym.errors import Refusal
 from srgym.files import locked, write_whole
 from srgym.runners.judges.judge_set import JudgeSet
-from srgym.runners.judges.labelling import STAGES, LabelSettings, annotate, label
+from srgym.runners.judges.labelling import STAGES, LabelSettings, annotate, described, label
 from srgym.runners.judges.review import apply_review, review_rows, write_review
 
 __all__ = ["check_stages", "label_set"]
@@ -36,16 +36,17 @@ def label_set(
     """
     check_stages(stages)
     done: dict[str, tuple[int, int]] = {}
+    numbers: pd.DataFrame | None = None
     with locked(made.folder):
         for stage in (stage for stage in STAGES if stage in stages):
             if stage in ("anchor", "compare", "describe"):
                 done[stage] = annotate(made, stage, settings, lambda share, stage=stage: tell(stage, share))  # type: ignore[misc]
-            if stage == "calibrate" or (stage == "describe" and (made.folder / "labels.parquet").is_file()):
-                done[stage] = _write(made, label(made, settings)), done.get(stage, (0, 0))[1]
-            if stage == "review":
-                labels = label(made, settings)
-                write_review(made.folder / "review.csv", review_rows(labels, settings.review, settings.conflict))
-                done[stage] = _write(made, labels), 0
+            if stage in ("calibrate", "review") or (stage == "describe" and (made.folder / "labels.parquet").is_file()):
+                numbers = label(made, settings) if numbers is None else numbers  # every image is decoded for them
+                labels = described(made, numbers, settings)
+                if stage == "review":
+                    write_review(made.folder / "review.csv", review_rows(labels, settings.review, settings.conflict))
+                done[stage] = _write(made, labels), done.get(stage, (0, 0))[1]
     return done
 
 
