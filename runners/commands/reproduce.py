@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     from srgym.runners.reproduce.plan import make_plan
 
     plan = make_plan(arguments)
-    from srgym.runners.reproduce.reproduction import estimate_text, reproduce
+    from srgym.runners.reproduce.reproduction import estimate_text, failures, reproduce
 
     if show:
         for planned in plan.cells.values():
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     if page_alone:
         from srgym.runners.reproduce.page import write_page
 
-        print(f"done: {write_page(plan, {})}")
+        print(f"done: {write_page(plan, failures(plan))}")
         return 0
     # A polite kill ends the runs as Ctrl-C does: each saves what it has.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -58,7 +58,7 @@ def _list() -> int:
     arms = shared_arms()
     for name in claim_names():
         claim, _ = read_claim(name, arms)
-        print(f"{name}: {claim.paper}, {claim.source}. {claim.says}")
+        print(f"{name}: {claim.paper}, {claim.source}. {claim.title}")
     return 0
 
 

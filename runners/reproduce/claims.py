@@ -109,7 +109,7 @@ class Claim:
     """A claim of a paper.
 
     Attributes:
-        name: of its file. paper, source: where it stands. says: the claim in a sentence.
+        name: of its file. paper, source: where it stands. title: the claim in a few words. says: in a sentence.
         note: what a miniature can't say of it.
         command: another command of the library that this claim is left to; None: there are contrasts here.
         testable: pairs of rewards, label to specification, whose group advantages must differ for training to tell them
@@ -119,6 +119,7 @@ class Claim:
     name: str
     paper: str
     source: str
+    title: str
     says: str
     contrasts: tuple[Contrast, ...]
     testable: Mapping[str, Any] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class Claim:
     command: str | None = None
 
 
-_KEYS = ("paper", "source", "says", "contrasts", "arms", "testable", "printed", "note", "command")
+_KEYS = ("paper", "source", "title", "says", "contrasts", "arms", "testable", "printed", "note", "command")
 
 
 def claim_names(folder: Path | None = None) -> list[str]:
@@ -171,12 +172,12 @@ def read_claim(name: str, shared: Mapping[str, Arm], folder: Path | None = None)
     if twice is not None:
         raise ConfigError(f"{where}: two contrasts say '{twice}' of one metric: let each say what it is")
     printed = None if tree.get("printed") is None else fill(Printed, tree["printed"], f"{where}: printed.")
-    for key in ("paper", "source", "says"):
+    for key in ("paper", "source", "title", "says"):
         check_value(str, tree.get(key), f"{where}: {key}")
     _check_printed(printed, str(tree["paper"]), where)
     claim = Claim(
-        name, tree["paper"], tree["source"], tree["says"], contrasts, tree.get("testable") or {}, printed,
-        tree.get("note") or "", tree.get("command"),
+        name, tree["paper"], tree["source"], tree["title"], tree["says"], contrasts, tree.get("testable") or {},
+        printed, tree.get("note") or "", tree.get("command"),
     )  # fmt: skip
     return claim, arms
 

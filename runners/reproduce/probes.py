@@ -30,7 +30,7 @@ from srgym.runners.run.build import build_policy, build_task
 
 __all__ = ["ON_TRAINING", "PROBES", "Place", "dose"]
 
-_AREAS, _STRENGTHS = (0.06, 0.15), (0.5, 1.0)
+_AREAS, _STRENGTHS = (0.01, 0.03), (0.5, 1.0)  # small: of larger ones nearly all are noticed, by anybody
 _JPEG = 95
 _GREY = 255.0
 
@@ -200,7 +200,7 @@ def faults(
 ) -> pd.DataFrame:
     """`noticed`: in what share of its faults a reward ranks the truth with a local fault below the truth itself.
 
-    Kinds of `FAULTS` that show without a reference, 6 and 15% of the area, plain and gross.
+    Kinds of `FAULTS` that show without a reference, 1 and 3% of the area, plain and gross.
 
     Args:
         mapped: False: FinPercep's score with its map ignored.

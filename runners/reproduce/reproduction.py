@@ -1,5 +1,6 @@
 """Reproducing: say what it costs, run every cell that isn't done yet, and write the page."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.reproduce.estimate import make_prices, seconds_of
 from srgym.runners.reproduce.page import write_page
 from srgym.runners.reproduce.plan import Plan
+from srgym.runners.run.build import check_parts
+from srgym.runners.run.config import StageConfig
 from srgym.runners.run.overrides import words
+from srgym.sealed import read_object
 
-__all__ = ["estimate_text", "reproduce"]
+__all__ = ["estimate_text", "failures", "reproduce"]
 
-_MODULE = "srgym.runners.reproduce.cell"
+_MODULE, _RECORD = "srgym.runners.reproduce.cell", "reproduce.json"
 
 
 def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Path, list[Outcome]]:
@@ -38,7 +42,7 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
         if todo:
             _look_ahead(plan, todo)
             on_message(estimate_text(plan, executor.slots))
-        record = plan.folder / "reproduce.json"
+        record = plan.folder / _RECORD
         write_json(record, plan.as_json())
         board = Board(len(cells), executor.slots)
         try:
@@ -50,14 +54,35 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
         return write_page(plan, failed), outcomes
 
 
+def failures(plan: Plan) -> dict[str, str]:
+    """The cells that didn't end well when this was last run, and still haven't, with their last words."""
+    record = plan.folder / _RECORD
+    failed = read_object(record, {}).get("failed") or {} if record.is_file() else {}
+    return {name: failed[name] for name in plan.cells if name in failed and read_done(plan.cells[name].cell) is None}
+
+
 def _look_ahead(plan: Plan, todo: Sequence[Cell]) -> None:
-    """Refuse what cells would stumble over at their end, before hours of training: metrics, and rewards of probes."""
+    """Refuse what cells would stumble over, before hours of training: metrics, rewards of probes, parts of runs."""
     for metric in make_metrics(plan.settings["metrics"]):
         ensure_ready(metric.reward)
     for probe in [probe for cell in todo if (probe := cell.request.get("probe")) is not None]:
         for spec in [probe[key] for key in ("reward", "of", "over") if key in probe]:
             if not any(word.startswith(f"{plan.folder}/cells/") for word in words(spec)):  # which aren't there yet
                 ensure_ready(make(spec))
+    runs = [plan.cells[cell.name].config for cell in todo if cell.request.get("probe") is None]
+    stages = {_key(stage): (stage, config) for config in runs for stage in config.stages if stage.kind == "train"}
+    for stage, config in stages.values():
+        try:
+            check_parts(stage.sections, config.tree["heldout"])
+        except FileNotFoundError as error:
+            if not any(name in str(error) for name in plan.cells):  # which isn't there yet
+                raise
+
+
+def _key(stage: StageConfig) -> str:
+    """Stages that differ in their seeds alone have one."""
+    runner = {key: value for key, value in stage.sections["runner"].items() if key != "seed"}
+    return json.dumps({**stage.sections, "runner": runner}, sort_keys=True, default=str)
 
 
 def estimate_text(plan: Plan, slots: int = 2) -> str:

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
 CLAIM = """
 paper: OARS
 source: a test
+title: Training helps
 says: Training raises luma's accuracy.
 arms:
   start: {experiment: smoke, probe: {kind: evaluate}, seeds: one}

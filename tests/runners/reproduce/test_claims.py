@@ -14,6 +14,7 @@ from srgym.runners.run.overrides import defaults
 TINY = """
 paper: OARS
 source: a test
+title: Training helps
 says: Training raises luma's accuracy.
 arms:
   start: {experiment: smoke, probe: {kind: evaluate}, seeds: one}
@@ -137,9 +138,18 @@ def test_a_file_that_is_wrong_is_refused(before, after, sentence, claims):
         plan(claims)
 
 
+def test_what_a_run_would_stumble_over_is_refused_before_any_runs(claims, capsys):
+    of_trained = "stages: [reinforce]\n    overrides: ["
+    (claims / "tiny.yaml").write_text(TINY.replace(of_trained, f"{of_trained}env=preferences, env.path=nowhere, ", 1))
+    out = claims.parent / "out"
+    assert main(["reproduce", "claim=tiny", f"claims={claims}", f"out={out}"]) == 2
+    assert "Preferences' has no option 'size'" in capsys.readouterr().err
+    assert not (out / "cells").exists()
+
+
 def test_test_time_tuning_sees_the_test_images_and_no_truth(tmp_path):
     made = make_plan(["claim=oars_table4", "seeds=1", "many=1", f"out={tmp_path}"])
-    tuned = next(planned for planned in made.cells.values() if planned.arm == "tuned")
+    tuned = next(planned for planned in made.cells.values() if planned.arm == "on_base")
     stages = {stage.name: stage for stage in tuned.config.stages}
     assert list(stages) == ["full_reference", "non_reference", "ttt"]
     assert stages["ttt"].start_from == "non_reference"

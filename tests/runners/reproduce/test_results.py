@@ -62,7 +62,7 @@ def results(**parts) -> Results:
 
 def planned(*contrasts: Contrast, **claim) -> Plan:
     settings = defaults("reproduce") | {"seeds": SEEDS, "many": SEEDS, "effort": 1.0, "limit": PHOTOGRAPHS}
-    stated = Claim("tiny", "OARS", "a test", "It does.", contrasts, **claim)
+    stated = Claim("tiny", "OARS", "a test", "It does", "It does.", contrasts, **claim)
     return Plan((), Path("out"), settings, (), [stated])
 
 
