@@ -67,18 +67,22 @@ class GroupedAgent(ForwardAgent):
         sums = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device=values.device)
         return sums.index_add_(0, place, values.double())
 
-    @torch.no_grad()
     def _errors(self, rows: TensorDict) -> tuple[Tensor, Tensor]:
         """e of the learner and of the reference, on the noise of this update: [M] each."""
-        pairs = []
+        return self._compared(rows)[:2]
+
+    @torch.no_grad()
+    def _compared(self, rows: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        """`_errors`, and the reference's velocity."""
+        found = []
         for part in rows.split(_ROWS):
             x0, eps, x_t, cond = self._noised(part)
             at = (x_t, part["t"], cond)
             v = self._velocity_of("default", *at)
             reference = self._velocity_beside(v, self.reference, *at)
-            pairs.append((self._error(v, eps - x0), self._error(reference, eps - x0)))
-        ours, theirs = zip(*pairs, strict=True)
-        return torch.cat(ours), torch.cat(theirs)
+            found.append((self._error(v, eps - x0), self._error(reference, eps - x0), reference))
+        ours, theirs, velocity = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return ours, theirs, velocity
 
     def _error(self, v_hat: Tensor, v: Tensor) -> Tensor:
         """e of each row, [B]."""
@@ -89,7 +93,7 @@ class GroupedAgent(ForwardAgent):
         # Before an update: the learner and its reference once more, without gradient.
         beside: dict[str | None, float] = {"default": 1.0, self.reference: 1.0}
         if self.kl > 0:
-            beside[None] = beside.get(None, 0.0) + 1.0
+            beside[None] = 1.0  # where it is the reference it isn't run again
         return Workload(plain.group_size, plain.steps, plain.times, plain.epochs, beside)
 
 
@@ -105,14 +109,18 @@ class WeighedAgent(GroupedAgent):
         """w of groups, from their Z: [M] to [M]."""
 
     def completed(self, rows: TensorDict) -> TensorDict:
-        error, reference = self._errors(rows)
+        error, reference, velocity = self._compared(rows)
         place = self._place(rows)
+        if self.kl > 0 and self.reference is None:
+            rows = rows.copy().set("v_base", velocity)
         z = self._sums(rows["advantage"].double() * (error - reference).double(), place)
         return rows.copy().set("weight", self.weight(z)[place].float()).set("z", z[place].float())
 
     def loss(self, batch: TensorDict) -> TensorDict:
         x0, eps, x_t, cond = self._noised(batch)
-        v_base = self._velocity_of(None, x_t, batch["t"], cond) if self.kl > 0 else None
+        v_base = batch.get("v_base", None)
+        if v_base is None and self.kl > 0:
+            v_base = self._velocity_of(None, x_t, batch["t"], cond)
         v = self._velocity(x_t, batch["t"], cond)
         error = matching_error(v, eps - x0)
         terms = {

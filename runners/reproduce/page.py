@@ -95,7 +95,7 @@ def _in_short(plan: Plan, results: Results, concluded: Mapping[str, tuple[str, l
         verdict, findings = concluded[claim.name]
         ours = "; ".join(_ours(finding) for finding in findings if finding.contrast.primary and finding.ran)
         rows.append([
-            f"{claim.paper}, {claim.source}", claim.says, _papers(claim) or "no figure",
+            f"{claim.paper}, {claim.source}", claim.title, _papers(claim) or "no figure",
             ours or _checked(results, claim) or "-", f"**{verdict}**", _cost(plan, results, claim),
             f"`{_command(plan, claim)}`",
         ])  # fmt: skip

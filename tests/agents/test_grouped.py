@@ -212,7 +212,7 @@ def test_weights_by_hand():
 def test_what_costs_what(toy):
     policy = toy.policy()
     plain = DGPO(policy, group_size=4, steps=4, time_share=0.5).workload()
-    assert plain == Workload(4, 4, 2, 1, {"default": 1.0, None: 2.0})
+    assert plain == Workload(4, 4, 2, 1, {"default": 1.0, None: 1.0})
     assert DGPO(policy, kl=0.0, reference="old").workload().beside == {"default": 1.0, "old": 1.0}
 
 
