@@ -22,7 +22,10 @@ _ROWS = 8
 _CONTEXTS = 4  # that the metrics are timed on
 _BEGIN = 8.0  # seconds until a process has imported what it needs
 # Seconds of what isn't a policy's forwards, as it was on a processor of 2026.
-_UNKNOWN = {"scorer": 190.0, "pairs": 30.0, "agreement": 18.0, "spread": 21.0, "faults": 20.0}
+_UNKNOWN = {"scorer": 320.0, "pairs": 30.0, "agreement": 18.0, "spread": 21.0, "faults": 20.0}
+
+
+_WRITTEN = {"compact_vlcot": 0.08}  # of a document, drawn and trained on
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ def make_prices(cells: list[Planned], metrics: Mapping[str, Any], steps: int) ->
     contexts: list[float] = []
     for planned in cells:
         for stage in planned.config.stages:
-            key = _key(stage)
+            key = _key(planned, stage)
             if key in rows:
                 continue
             policy = _fresh(stage)
             if not isinstance(policy, FlowPolicy):
                 continue
-            side = (stage.sections["env"].get("size") or 512) // policy.scale
+            side = _size(planned, stage) // policy.scale
             with _Alone() as alone:
                 price = measure(policy, _ROWS, (side, side))
             rows[key] = replace(price, forward=alone.share * price.forward, update=alone.share * price.update)
@@ -88,9 +91,14 @@ class _Alone:
         self.seconds = self.share * passed
 
 
-def _key(stage: StageConfig) -> str:
+def _key(planned: Planned, stage: StageConfig) -> str:
     section = {key: value for key, value in stage.sections["policy"].items() if key != "weights"}
-    return str((section, stage.sections["env"].get("size")))
+    return str((section, _size(planned, stage)))
+
+
+def _size(planned: Planned, stage: StageConfig) -> int:
+    """The side of SR: a stage's own, or of the contexts that it is measured on."""
+    return int(stage.sections["env"].get("size") or planned.cell.request.get("test", {}).get("size") or 512)
 
 
 def seconds_of(planned: Planned, prices: Prices) -> float | None:
@@ -106,18 +114,25 @@ def seconds_of(planned: Planned, prices: Prices) -> float | None:
             return total + _UNKNOWN["scorer"]
         if stage.kind != "train":
             continue
-        work, price = workload(stage), prices.rows.get(_key(stage))
+        work, price = workload(stage), prices.rows.get(_key(planned, stage))
+        written = _WRITTEN.get(stage.sections["policy"]["name"])
+        if work is not None and written is not None:
+            total += _samples(stage, work) * written
+            continue
         if work is None or price is None:
             return None
         total += _training(stage, work, price) + _evaluating(stage, prices)
     return total
 
 
-def _training(stage: StageConfig, work: Workload, price: Measured) -> float:
+def _samples(stage: StageConfig, work: Workload) -> int:
     runner = stage.sections["runner"]
-    samples = (runner["iterations"] or 0) * runner["contexts"] * work.group_size
+    return int((runner["iterations"] or 0) * runner["contexts"] * work.group_size)
+
+
+def _training(stage: StageConfig, work: Workload, price: Measured) -> float:
     forward, update = price.forward / _ROWS, price.update / _ROWS
-    return float(samples * (work.forwards * forward + work.forwards_with_gradient * update))
+    return float(_samples(stage, work) * (work.forwards * forward + work.forwards_with_gradient * update))
 
 
 def _evaluating(stage: StageConfig, prices: Prices) -> float:
