@@ -112,8 +112,8 @@ class Claim:
         name: of its file. paper, source: where it stands. title: the claim in a few words. says: in a sentence.
         note: what a miniature can't say of it.
         command: another command of the library that this claim is left to; None: there are contrasts here.
-        testable: pairs of rewards, label to specification, whose group advantages must differ for training to tell them
-            apart; without contrasts that is all there is to it.
+        testable: rewards by arm, or by a label of their own, whose group advantages must differ for training to tell
+            them apart; without contrasts that is all there is to it.
     """
 
     name: str

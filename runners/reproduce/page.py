@@ -96,7 +96,7 @@ def _in_short(plan: Plan, results: Results, concluded: Mapping[str, tuple[str, l
         ours = "; ".join(_ours(finding) for finding in findings if finding.contrast.primary and finding.ran)
         rows.append([
             f"{claim.paper}, {claim.source}", claim.title, _papers(claim) or "no figure",
-            ours or _checked(results, claim) or "-", f"**{verdict}**", _cost(plan, results, claim),
+            ours or _checked(plan, results, claim) or "-", f"**{verdict}**", _cost(plan, results, claim),
             f"`{_command(plan, claim)}`",
         ])  # fmt: skip
     columns = ["where", "claim", "the paper", "ours", "verdict", "cost", "command"]
@@ -111,21 +111,9 @@ def _command(plan: Plan, claim: Claim) -> str:
 
 
 def _cost(plan: Plan, results: Results, claim: Claim) -> str:
-    names = _cells(plan, claim)
+    names = plan.cells_of(claim.contrasts) | set(plan.checks.get(claim.name, {}).values())
     spent = [results.seconds[name] for name in names if name in results.seconds]
     return duration(sum(spent)) if spent else "-"
-
-
-def _cells(plan: Plan, claim: Claim) -> set[str]:
-    """All cells that a claim rests on, those that they read included."""
-    arms = {arm for contrast in claim.contrasts for arm in contrast.arms}
-    names = {
-        name for arm in arms for cells in (plan.arms.get(arm, {}), plan.doses.get(arm, {})) for name in cells.values()
-    }
-    names |= set(plan.checks.get(claim.name, {}).values())
-    while more := {need for name in names for need in plan.cells[name].cell.needs} - names:
-        names |= more
-    return names
 
 
 def _papers(claim: Claim) -> str:
@@ -139,9 +127,13 @@ def _papers(claim: Claim) -> str:
     return f"{first} → {last}: {', '.join(parts)}"
 
 
-def _checked(results: Results, claim: Claim) -> str:
+def _checked(plan: Plan, results: Results, claim: Claim) -> str:
     found = results.agreements.get(claim.name) or {}
-    return "; ".join(f"advantages of {pair} correlate by {value:.5f}" for pair, value in found.items())
+    return "; ".join(f"advantages of {_pair(plan, pair)} correlate by {value:.5f}" for pair, value in found.items())
+
+
+def _pair(plan: Plan, pair: tuple[str, str]) -> str:
+    return " and ".join(_called(plan, label) for label in pair)
 
 
 def _ours(finding: Finding) -> str:
@@ -219,7 +211,7 @@ def _precheck(plan: Plan, results: Results, claim: Claim) -> list[Block]:
     if not found:
         return []
     limit = plan.settings["precheck"]["limit"]
-    rows = [[pair, f"{value:.5f}", "no" if value > limit else "yes"] for pair, value in found.items()]
+    rows = [[_pair(plan, pair), f"{value:.5f}", "no" if value > limit else "yes"] for pair, value in found.items()]
     caption = (
         f"Correlation of the advantages inside groups, mean over {plan.settings['precheck']['contexts']} training "
         f"contexts of {plan.settings['precheck']['samples']} samples each. Above {limit:g} nothing can be learnt from "
@@ -243,7 +235,7 @@ def _contrasts(plan: Plan, findings: Sequence[Finding]) -> Table:
         rows.append([
             ("" if contrast.primary else "beside: ") + contrast.says, _difference(plan, contrast),
             _written(finding) if finding.ran else "-", _expected(finding), _chance(verdict.p),
-            said if finding.ran else "not run",
+            said if finding.ran else "not run" if finding.alike is None else "not testable here",
             finding.why or ", ".join(_called(plan, arm) for arm in finding.missing),
         ])  # fmt: skip
     columns = ["part", "difference", "ours", "claimed", "p", "verdict", "besides"]

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from srgym.runners.compare.executor import Cell
-from srgym.runners.reproduce.claims import Arm, Claim, claim_names, read_claim, shared_arms
+from srgym.runners.reproduce.claims import Arm, Claim, Contrast, claim_names, read_claim, shared_arms
 from srgym.runners.reproduce.probes import ON_TRAINING, PROBES
 from srgym.runners.run.config import ConfigError, RunConfig, compose, resolve
 from srgym.runners.run.groups import near
@@ -67,7 +68,7 @@ class Plan:
         described: arms by name. known: cells by arm and seed.
         cells: in the order in which they are wanted, by name.
         arms: cells' names by arm and seed. doses: of the cells that scale an arm's LoRA.
-        checks: cells' names by claim and pair of rewards.
+        checks: cells' names by claim and pair of its `testable`.
     """
 
     arguments: tuple[str, ...]
@@ -80,7 +81,7 @@ class Plan:
     cells: dict[str, Planned] = field(default_factory=dict)
     arms: dict[str, dict[int, str]] = field(default_factory=dict)
     doses: dict[str, dict[int, str]] = field(default_factory=dict)
-    checks: dict[str, dict[str, str]] = field(default_factory=dict)
+    checks: dict[str, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     def by_claim(self) -> dict[str, list[str]]:
         """The cells that each claim adds to those before it."""
@@ -89,12 +90,23 @@ class Plan:
             owners[planned.claim].append(name)
         return owners
 
+    def cells_of(self, contrasts: Sequence[Contrast]) -> set[str]:
+        """The cells that contrasts rest on, and all that those read."""
+        arms = {arm for contrast in contrasts for arm in contrast.arms}
+        by_seed = [own for arm in arms for own in (self.arms.get(arm, {}), self.doses.get(arm, {}))]
+        names = {name for own in by_seed for name in own.values()}
+        while more := {need for name in names for need in self.cells[name].cell.needs} - names:
+            names |= more
+        return names
+
     def as_json(self) -> dict[str, Any]:
         """What stands beside the numbers."""
         return {
             "command": ["srgym", "reproduce", *self.arguments], "made_with": made_with(),
             "settings": dict(self.settings), "fixed": list(self.fixed), "claims": [claim.name for claim in self.claims],
-            "arms": self.arms, "doses": self.doses, "checks": self.checks,
+            "arms": self.arms, "doses": self.doses,
+            "checks": {claim: {" and ".join(pair): name for pair, name in own.items()}
+                       for claim, own in self.checks.items()},
         }  # fmt: skip
 
 
@@ -239,10 +251,14 @@ class _Planner:
                    "samples": settings["samples"]}  # fmt: skip
         return self._looked("check", Arm(), 0, options, options, [])
 
-    def _pairs(self, claim: Claim) -> list[tuple[str, tuple[Any, Any]]]:
-        """Every reward of `testable` against the first."""
-        specs = list(claim.testable.items())
-        return [(f"{label} and {specs[0][0]}", (spec, specs[0][1])) for label, spec in specs[1:]]
+    def _pairs(self, claim: Claim) -> list[tuple[tuple[str, str], tuple[Any, Any]]]:
+        """The pairs of `testable` that are asked about: of arms those that a contrast holds against each other."""
+        held = [set(contrast.arms) for contrast in claim.contrasts]
+        return [
+            ((label, other), (spec, its))
+            for (other, its), (label, spec) in combinations(claim.testable.items(), 2)
+            if {label, other} in held or not {label, other} <= set(self._arms)
+        ]
 
     def _measured(self) -> dict[str, Any]:
         return {key: self._settings[key] for key in ("metrics", "limit", "steps")}

@@ -1,4 +1,4 @@
-"""Reproducing: say what it costs, run every cell that isn't done yet, and write the page."""
+"""Reproducing: say what it costs, ask what can be told at all, run what isn't done yet, and write the page."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +9,13 @@ from srgym.rewards import make
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.compare.board import Board
 from srgym.runners.compare.comparison import make_executor
-from srgym.runners.compare.executor import Cell, Outcome, read_done, run_cells
+from srgym.runners.compare.executor import Cell, Executor, Outcome, read_done, run_cells
 from srgym.runners.loop.progress import duration
 from srgym.runners.measure.metrics import make_metrics
 from srgym.runners.reproduce.estimate import make_prices, seconds_of
 from srgym.runners.reproduce.page import write_page
 from srgym.runners.reproduce.plan import Plan
+from srgym.runners.reproduce.results import read_agreements, wanted
 from srgym.runners.run.build import check_parts
 from srgym.runners.run.config import StageConfig
 from srgym.runners.run.overrides import words
@@ -44,14 +45,24 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
             on_message(estimate_text(plan, executor.slots))
         record = plan.folder / _RECORD
         write_json(record, plan.as_json())
-        board = Board(len(cells), executor.slots)
-        try:
-            outcomes = run_cells(cells, executor, board.on_outcome, board.on_poll)
-        finally:
-            board.close()
+        checks = {name for own in plan.checks.values() for name in own.values()}
+        outcomes = _run([cell for cell in cells if cell.name in checks], executor)
+        kept = wanted(plan, read_agreements(plan))
+        rest = [cell for cell in cells if cell.name in kept]
+        if len(checks | kept) < len(cells):
+            on_message(f"{len(cells) - len(checks | kept)} cells are left out: training can't tell their rewards apart")
+        outcomes += _run(rest, executor)
         failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
         write_json(record, {**plan.as_json(), "failed": failed})
         return write_page(plan, failed), outcomes
+
+
+def _run(cells: list[Cell], executor: Executor) -> list[Outcome]:
+    board = Board(len(cells), executor.slots)
+    try:
+        return run_cells(cells, executor, board.on_outcome, board.on_poll)
+    finally:
+        board.close()
 
 
 def failures(plan: Plan) -> dict[str, str]:

@@ -23,7 +23,7 @@ from srgym.runners.reproduce.plan import DOSES, Plan
 from srgym.runners.reproduce.probes import dose
 from srgym.runners.reproduce.verdict import Verdict, corrected, judge, summed
 
-__all__ = ["Finding", "Results", "conclude", "read_results", "can_tell", "wobble"]
+__all__ = ["Finding", "Results", "alike", "can_tell", "conclude", "read_agreements", "read_results", "wanted", "wobble"]
 
 Floats = NDArray[np.float64]
 _NOTHING = Interval(np.nan, np.nan, np.nan, 0)
@@ -39,14 +39,14 @@ class Results:
         doses: the same of scaled LoRAs, and `dose`.
         curves: method, run, iteration, images, seconds, flops, metric, photograph, crop, value.
         seconds: of the processor by cell, those of its last session if it was stopped.
-        agreements: mean correlation of advantages by claim and pair of rewards.
+        agreements: see `read_agreements`.
     """
 
     frame: pd.DataFrame
     doses: pd.DataFrame
     curves: pd.DataFrame
     seconds: Mapping[str, float]
-    agreements: Mapping[str, Mapping[str, float]]
+    agreements: "Agreements"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Finding:
 
     Attributes:
         missing: what didn't run, and keeps it from one.
+        alike: how far the advantages of its arms' rewards correlate, where that is too far to tell; else None.
         why: what else there is to say: what would tell, how far each had gone.
     """
 
@@ -64,10 +65,11 @@ class Finding:
     verdict: Verdict
     missing: tuple[str, ...] = ()
     why: str = ""
+    alike: float | None = None
 
     @property
     def ran(self) -> bool:
-        return not self.missing
+        return not self.missing and self.alike is None
 
 
 def read_results(plan: Plan) -> Results:
@@ -97,11 +99,18 @@ def read_results(plan: Plan) -> Results:
             if name in seconds:
                 frame, _ = read_evaluation(plan.cells[name].cell.folder)
                 doses.append(frame.assign(dose=frame["method"].map(_weight), method=arm, run=seed))
-    agreements = {
-        claim: {pair: _agreement(plan, name) for pair, name in pairs.items() if name in seconds}
+    return Results(_joined(frames), _joined(doses), _joined(curves), seconds, read_agreements(plan))
+
+
+Agreements = Mapping[str, Mapping[tuple[str, str], float]]
+
+
+def read_agreements(plan: Plan) -> Agreements:
+    """Mean correlation of advantages by claim and pair of its `testable`, of the cells that have ended."""
+    return {
+        claim: {pair: _agreement(plan, name) for pair, name in pairs.items() if read_done(plan.cells[name].cell)}
         for claim, pairs in plan.checks.items()
     }
-    return Results(_joined(frames), _joined(doses), _joined(curves), seconds, agreements)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -145,9 +154,26 @@ def can_tell(plan: Plan, results: Results, claim: Claim) -> bool | None:
     return any(value <= limit for value in found.values())
 
 
+def alike(plan: Plan, agreements: Agreements, claim: Claim, contrast: Contrast) -> float | None:
+    """How far the advantages of the rewards of a contrast's arms correlate, where training can't tell them apart."""
+    found = agreements.get(claim.name) or {}
+    of, over = contrast.of, str(contrast.over)
+    value = found.get((of, over), found.get((over, of)))
+    return None if value is None or value <= float(plan.settings["precheck"]["limit"]) else value
+
+
+def wanted(plan: Plan, agreements: Agreements) -> set[str]:
+    """The cells that some contrast rests on whose arms training can tell apart."""
+    return {
+        name for claim in plan.claims
+        for name in plan.cells_of([c for c in claim.contrasts if alike(plan, agreements, claim, c) is None])
+    }  # fmt: skip
+
+
 def conclude(plan: Plan, results: Results) -> dict[str, tuple[str, list[Finding]]]:
     """Every claim's verdict and findings, Holm's correction over all primary contrasts that ran."""
-    findings = {claim.name: [_find(plan, results, contrast) for contrast in claim.contrasts] for claim in plan.claims}
+    findings = {claim.name: [_find(plan, results, claim, contrast) for contrast in claim.contrasts]
+                for claim in plan.claims}  # fmt: skip
     primary = [(name, i) for name, own in findings.items() for i, f in enumerate(own) if f.contrast.primary and f.ran]
     fixed = corrected([findings[name][i].verdict for name, i in primary])
     for (name, i), verdict in zip(primary, fixed, strict=True):
@@ -159,7 +185,9 @@ def conclude(plan: Plan, results: Results) -> dict[str, tuple[str, list[Finding]
 def _verdict(plan: Plan, results: Results, claim: Claim, findings: Sequence[Finding]) -> str:
     if can_tell(plan, results, claim) is False and not claim.contrasts:
         return "not testable here"
-    primary = [finding for finding in findings if finding.contrast.primary]
+    primary = [finding for finding in findings if finding.contrast.primary and finding.alike is None]
+    if findings and not primary:
+        return "not testable here"
     if not primary:
         return "left to another command" if claim.command and can_tell(plan, results, claim) is None else "testable"
     ran = [finding for finding in primary if finding.ran]
@@ -167,7 +195,11 @@ def _verdict(plan: Plan, results: Results, claim: Claim, findings: Sequence[Find
     return f"{said}; {len(primary) - len(ran)} of {len(primary)} parts not run" if 0 < len(ran) < len(primary) else said
 
 
-def _find(plan: Plan, results: Results, contrast: Contrast) -> Finding:
+def _find(plan: Plan, results: Results, claim: Claim, contrast: Contrast) -> Finding:
+    correlation = alike(plan, results.agreements, claim, contrast)
+    if correlation is not None:
+        why = f"the advantages of their rewards correlate by {correlation:.4f}"
+        return Finding(contrast, _margin(plan, contrast), _NOTHING, Verdict("inconclusive"), (), why, correlation)
     margin, missing = _margin(plan, contrast), _missing(plan, results, contrast)
     if missing:
         return Finding(contrast, margin, _NOTHING, Verdict("inconclusive"), missing)

@@ -9,6 +9,7 @@ from srgym.errors import Refusal
 from srgym.runners.commands.cli import main
 from srgym.runners.reproduce.claims import claim_names, read_claim, shared_arms
 from srgym.runners.reproduce.plan import DOSES, make_plan
+from srgym.runners.reproduce.results import wanted
 from srgym.runners.run.overrides import defaults
 
 TINY = """
@@ -80,6 +81,27 @@ def test_a_cell_needs_what_it_refers_to_and_reads_its_folder(claims):
     assert set(dosed.needs) == {trained.name, needed}
     assert dosed.request["probe"]["weights"] == list(DOSES)
     assert list(made.cells).index(needed) < list(made.cells).index(trained.name)
+
+
+def test_what_training_cannot_tell_apart_is_not_trained(claims):
+    text = TINY.replace('overrides: ["policy.weights', 'overrides: [runner.lr=0.5, "policy.weights')
+    text = text.replace("  luma: ", "  trained: ").replace("  the same luma: ", "  same: ")
+    (claims / "tiny.yaml").write_text(text)
+    made = plan(claims)
+    assert list(made.checks["tiny"]) == [("same", "trained")]
+    whole, part = (wanted(made, {"tiny": {("same", "trained"): r}}) for r in (0.5, 0.995))
+    assert whole == set(made.cells) - set(made.checks["tiny"].values())
+    assert {made.cells[name].arm for name in whole - part} == {"same"}
+    assert set(made.arms["same"].values()) | set(made.doses["same"].values()) <= whole - part
+
+
+def test_pairs_of_arms_are_asked_about_where_a_contrast_holds_them(tmp_path):
+    made = make_plan(["claim=[oars_table3,oars_table7,oars_table8]", f"out={tmp_path}"])
+    pairs = {claim: [set(pair) for pair in own] for claim, own in made.checks.items()}
+    assert len(pairs["oars_table3"]) == 3
+    assert pairs["oars_table7"] == [{"nft_compass", "nft_" + to} for to in ("delta_q", "finpercep", "structure", "sum")]
+    assert pairs["oars_table8"] == [{"nft_compass", "nft_delta_q"}, {"nft_compass", "formulation 2"},
+                                    {"nft_delta_q", "formulation 2"}]  # fmt: skip
 
 
 def test_names_follow_settings_and_not_folders(claims, tmp_path):

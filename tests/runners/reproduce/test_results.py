@@ -139,10 +139,24 @@ def test_an_inconclusive_contrast_says_what_would_tell():
 
 def test_rewards_whose_advantages_agree_are_not_testable():
     plan = planned(testable={"a": "psnr_y", "b": "psnr_y"})
-    found = results(agreements={"tiny": {"b and a": 0.9998}})
+    found = results(agreements={"tiny": {("b", "a"): 0.9998}})
     assert conclude(plan, found)["tiny"][0] == "not testable here"
     assert can_tell(plan, found, plan.claims[0]) is False
-    assert can_tell(plan, results(agreements={"tiny": {"b and a": 0.95}}), plan.claims[0]) is True
+    assert can_tell(plan, results(agreements={"tiny": {("b", "a"): 0.95}}), plan.claims[0]) is True
+
+
+def test_a_contrast_that_training_cannot_tell_is_left_out_of_the_verdict():
+    plan = planned(Contrast("a", "b", "psnr_y", "up", "a over b"), Contrast("a", "c", "psnr_y", "up", "a over c"))
+    frame = pd.concat([rows("a", "psnr_y", lambda s, i: 31 + noise(s, i)), rows("b", "psnr_y", noise),
+                       rows("c", "psnr_y", noise)])  # fmt: skip
+    found = results(frame=frame, agreements={"tiny": {("b", "a"): 0.9998, ("c", "a"): 0.5}})
+    verdict, (first, second) = conclude(plan, found)["tiny"]
+    assert verdict == "reproduced"
+    assert (first.ran, first.alike, second.ran, second.alike) == (False, 0.9998, True, None)
+    text, _ = to_markdown(page(plan, found, {}), "files")
+    assert "| not testable here | the advantages of their rewards correlate by 0.9998 |" in text
+    both = results(frame=frame, agreements={"tiny": {("b", "a"): 0.9998, ("a", "c"): 0.991}})
+    assert conclude(plan, both)["tiny"][0] == "not testable here"
 
 
 def test_the_page_has_a_row_for_every_claim_and_what_it_cannot_say():
