@@ -237,7 +237,7 @@ class _Planner:
         """The cell that scales the LoRA of an arm's last stage."""
         run = self._cell(name, seed)
         last = run.config.stages[-1].name
-        start = next((text for text in self._arms[name].overrides if text.startswith("policy.weights=@")), None)
+        start = next((text for text in self._arms[name].overrides if ".start_from=@" in text), None)
         probe = {"kind": "evaluate", "lora": f"@{name}/stages/{last}/policy", "weights": list(DOSES),
                  "policy": start and start.partition("=")[2]}  # fmt: skip
         arm = Arm(self._arms[name].experiment, probe=probe, metrics=self._arms[name].metrics)

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from srgym import agents, policies, rewards
 from srgym.agents.registry import AGENTS
 from srgym.envs import sources
 from srgym.envs.task import SRTask
-from srgym.errors import Refusal
+from srgym.errors import MissingFile, Refusal
 from srgym.policies.base import Policy
 from srgym.policies.estimate import skeleton
 from srgym.policies.registry import POLICIES, policy_class
@@ -20,7 +21,7 @@ from srgym.rewards.info import RewardInfo
 from srgym.rewards.serving.readiness import ensure_ready
 from srgym.runners.loop.settings import RunnerSettings
 from srgym.runners.measure.evaluation import Evaluation
-from srgym.runners.run.config import StageConfig
+from srgym.runners.run.config import StageConfig, is_folder
 from srgym.settings import check_value
 
 if TYPE_CHECKING:
@@ -123,8 +124,16 @@ def unmerged(stage: StageConfig) -> Refusal:
 
 
 def check_order(stages: Sequence[StageConfig]) -> None:
-    """Refuse a stage that would train all weights of a policy which an earlier one has put adapters on."""
+    """Refuse a stage that would train all weights of a policy which an earlier one has put adapters on, and one that
+    starts from a folder which isn't there.
+
+    Raises:
+        Refusal, MissingFile: naming the stage.
+    """
     carrying: set[str] = set()
+    for stage in stages:
+        if is_folder(stage.start_from) and not (Path(stage.start_from) / "policy.json").is_file():
+            raise MissingFile(f"stage '{stage.name}' starts from {stage.start_from}: no policy was saved there")
     for stage in [stage for stage in stages if stage.kind == "train"]:
         inherits = stage.start_from in carrying
         if inherits and stage.sections["lora"] is None:

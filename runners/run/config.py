@@ -31,8 +31,8 @@ from srgym.runners.run.overrides import ConfigError, flatten, read_override
 from srgym.settings import Count, Natural, Positive, check_arguments, check_plain, check_value, fill
 
 __all__ = [
-    "GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "choices", "compose", "flatten", "options",
-    "resolve",
+    "GROUPS", "SECTIONS", "ConfigError", "RunConfig", "StageConfig", "choices", "compose", "flatten", "is_folder",
+    "options", "resolve",
 ]  # fmt: skip
 
 _OPTIONS = {"train": (), "merge": ("lora_from", "adapter", "weight"), "scorer": ("scorer",)}
@@ -47,7 +47,7 @@ class StageConfig:
         name: the stage's.
         kind: "train"; "merge" (add the LoRA of stage `lora_from` to the weights of stage `start_from`); or "scorer"
             (train the compact COMPASS scorer on candidates of the policy).
-        start_from: "base" (the run's policy), "previous", or a stage's name.
+        start_from: "base" (the run's policy), "previous", a stage's name, or the folder of a saved policy.
         sections: `env`, `reward`, `policy`, `agent`, `runner` and `lora` (None: all weights are trained); a merge
             learns nothing, so it has `env`, `policy` and `runner` alone, which its evaluation follows.
         options: `lora_from`, `adapter` and `weight` of a merge; `scorer`'s settings.
@@ -308,8 +308,10 @@ def _stage(
     start = stage.get("start_from", "base")
     if start == "previous":
         start = before[-1] if before else "base"
-    if start != "base" and start not in before:
-        raise ConfigError(f"stage '{name}' has start_from={start}: expected base, previous, or a stage before it")
+    if start != "base" and start not in before and not is_folder(start):
+        raise ConfigError(
+            f"stage '{name}' has start_from={start}: expected base, previous, a stage before it, or a policy's folder"
+        )
     if kind == "merge":
         for key, source in (("start_from", start), ("lora_from", stage.get("lora_from"))):
             if source not in before:
@@ -320,6 +322,11 @@ def _stage(
     if kind == "merge":
         sections = {section: sections[section] for section in ("env", "policy", "runner")}
     return StageConfig(name, kind, start, sections, {key: stage[key] for key in _OPTIONS[kind] if key in stage})
+
+
+def is_folder(start: str) -> bool:
+    """Whether a stage starts from a saved policy: a path has a slash."""
+    return "/" in start
 
 
 def _check_sections(sections: Mapping[str, Any], stage: Mapping[str, Any]) -> None:

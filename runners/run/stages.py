@@ -33,7 +33,7 @@ from srgym.runners.loop.settings import RunnerSettings, same_config
 from srgym.runners.report import check_report, write_report
 from srgym.runners.reward_models.stage import train_scorer
 from srgym.runners.run import build
-from srgym.runners.run.config import RunConfig, StageConfig, compose, resolve
+from srgym.runners.run.config import RunConfig, StageConfig, compose, is_folder, resolve
 from srgym.runners.run.made_with import made_with
 from srgym.sealed import read_object, write_folder
 
@@ -280,7 +280,8 @@ class Run:
         if stage.start_from == "base":
             policy = build.build_policy(stage.sections["policy"], stage.sections["env"])
         else:
-            policy = policies.load(self._stage_folder(stage.start_from) / "policy")
+            start = stage.start_from
+            policy = policies.load(Path(start) if is_folder(start) else self._stage_folder(start) / "policy")
         if policy.has_adapters and lora is None:
             raise build.unmerged(stage)
         if lora is not None and not policy.has_adapters:

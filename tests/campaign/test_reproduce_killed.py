@@ -20,7 +20,10 @@ says: Training raises luma's accuracy.
 arms:
   start: {experiment: smoke, probe: {kind: evaluate}, seeds: one}
   cold: {experiment: smoke, stages: [cold_start], seeds: one}
-  trained: {experiment: smoke, stages: [reinforce], overrides: [policy.weights=@cold/stages/cold_start/policy]}
+  trained:
+    experiment: smoke
+    stages: [reinforce]
+    overrides: [stages.reinforce.start_from=@cold/stages/cold_start/policy]
 contrasts:
   - {of: trained, over: start, metric: psnr_y, expect: up, says: it rises}
 """

@@ -23,12 +23,12 @@ arms:
   trained:
     experiment: smoke
     stages: [reinforce]
-    overrides: [policy.weights=@cold/stages/cold_start/policy]
+    overrides: [stages.reinforce.start_from=@cold/stages/cold_start/policy]
     doses: true
   same:
     experiment: smoke
     stages: [reinforce]
-    overrides: ["policy.weights=@cold/stages/cold_start/policy"]
+    overrides: ["stages.reinforce.start_from=@cold/stages/cold_start/policy"]
     doses: true
 testable:
   luma: psnr_y
@@ -76,7 +76,8 @@ def test_a_cell_needs_what_it_refers_to_and_reads_its_folder(claims):
     trained = made.cells[made.arms["trained"][1]].cell
     (needed,) = trained.needs
     assert made.cells[needed].arm == "cold"
-    assert f"policy.weights={made.folder}/cells/{needed}/run/stages/cold_start/policy" in trained.request["overrides"]
+    start = f"{made.folder}/cells/{needed}/run/stages/cold_start/policy"
+    assert f"stages.reinforce.start_from={start}" in trained.request["overrides"]
     dosed = made.cells[made.doses["trained"][1]].cell
     assert set(dosed.needs) == {trained.name, needed}
     assert dosed.request["probe"]["weights"] == list(DOSES)
@@ -84,7 +85,7 @@ def test_a_cell_needs_what_it_refers_to_and_reads_its_folder(claims):
 
 
 def test_what_training_cannot_tell_apart_is_not_trained(claims):
-    text = TINY.replace('overrides: ["policy.weights', 'overrides: [runner.lr=0.5, "policy.weights')
+    text = TINY.replace('overrides: ["stages.reinforce', 'overrides: [runner.lr=0.5, "stages.reinforce')
     text = text.replace("  luma: ", "  trained: ").replace("  the same luma: ", "  same: ")
     (claims / "tiny.yaml").write_text(text)
     made = plan(claims)

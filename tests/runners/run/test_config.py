@@ -130,7 +130,7 @@ def test_no_stages_is_one_stage() -> None:
 @pytest.mark.parametrize(
     "stage, message",
     [
-        ("{start_from: later}", "start_from=later: expected base, previous, or a stage before it"),
+        ("{start_from: later}", "start_from=later: expected base, previous, a stage before it, or a policy's folder"),
         ("null", r"stages\.only is null: ~stages\.only on the command line leaves a stage out"),
         ("{runer: {lr: 1}}", "unknown key 'runer'; did you mean 'runner'"),
         ("{runner: {lrr: 1}}", r"stages\.only\.runner sets 'lrr', which isn't there; did you mean 'lr'"),
