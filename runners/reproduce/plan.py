@@ -307,7 +307,9 @@ class _Own:
 
 
 def _own(arm: Arm) -> _Own:
-    plain = tuple(text for text in arm.overrides if not _REFERENCE.search(text))
+    # Where another arm's policy is started from, there may be no stage of one's own to start from.
+    texts = [re.sub(r"(?<=\.start_from=)@.*", "base", text) for text in arm.overrides]
+    plain = tuple(text for text in texts if not _REFERENCE.search(text))
     return _read(arm.experiment, None if arm.stages is None else tuple(arm.stages), plain)
 
 

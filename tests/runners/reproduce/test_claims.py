@@ -62,6 +62,12 @@ def test_every_claim_can_be_read_and_every_metric_has_a_margin(name):
     assert claim.contrasts or claim.testable
 
 
+def test_all_claims_can_be_planned(tmp_path):
+    made = make_plan(["seeds=1", "many=1", f"out={tmp_path}"])
+    assert {claim.name for claim in made.claims} == set(claim_names())
+    assert all(made.cells_of(claim.contrasts) or made.checks[claim.name] for claim in made.claims)
+
+
 def test_arms_of_equal_settings_share_their_cells(claims):
     made = plan(claims)
     assert made.arms["trained"] == made.arms["same"]
