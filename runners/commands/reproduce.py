@@ -5,7 +5,7 @@
   srgym reproduce --list                             the claims
   srgym reproduce --print claim=oars_table5          what would run, and for how long
   srgym reproduce --page ...                         the page of what has ended so far, nothing run
-  srgym reproduce policy=sd3 policy.path=MODEL env=hr_folder env.path=HR executor=slurm
+  srgym reproduce claim=oars_table5 policy=sd3 policy.path=MODEL env=hr_folder env.path=HR env.size=512 runner.lr=3e-4
 
 Its own settings and their defaults: configs/reproduce.yaml; every other key goes to all runs, as in `srgym train`. The
 claims: configs/claims/. Arms run as cells of `srgym compare` do, those of equal settings once; whether training could

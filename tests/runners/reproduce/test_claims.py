@@ -68,6 +68,19 @@ def test_all_claims_can_be_planned(tmp_path):
     assert all(made.cells_of(claim.contrasts) or made.checks[claim.name] for claim in made.claims)
 
 
+def test_claims_of_oars_are_of_any_policy(tmp_path):
+    """Its arms start from policies of other arms by their folders, whatever the policy."""
+    real = ["policy=sd3", "policy.path=models/sd3", "env=hr_folder", "env.path=HR", "env.size=512", "runner.lr=3e-4"]
+    made = make_plan(["claim=[oars_table4,oars_table5,oars_table7]", *real, "seeds=1", "many=1", f"out={tmp_path}"])
+    runs = [planned.config for planned in made.cells.values() if planned.cell.request.get("probe") is None]
+    stages = [stage.sections for config in runs for stage in config.stages]
+    assert len(runs) == 10 and {stage["policy"]["name"] for stage in stages} == {"sd3"}
+    assert {(stage["env"]["name"], stage["env"]["size"]) for stage in stages} == {("hr_folder", 512)}
+    assert {stage["runner"]["lr"] for stage in stages if stage["agent"]["name"] != "cold_start"} == {3e-4}
+    (tuned,) = (config for config in runs if any("/stages/cold_start/policy" in s.start_from for s in config.stages))
+    assert [stage.name for stage in tuned.stages] == ["full_reference", "non_reference"]
+
+
 def test_arms_of_equal_settings_share_their_cells(claims):
     made = plan(claims)
     assert made.arms["trained"] == made.arms["same"]
