@@ -4,7 +4,6 @@ OARS (arXiv 2603.12811) labels perceptual quality in three stages: an absolute s
 all pairs of a group are compared, and a linear map puts the ranking on the anchor's scale.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -58,20 +57,6 @@ def tie_margins(score: Tensor, families: Tensor, share: float) -> Tensor:
 def _median(gaps: Tensor) -> float:
     known = gaps[gaps.isfinite()]
     return float(known.median()) if len(known) else 0.0
-
-
-def outcomes(compare: Callable[[int, int], float], n: int) -> Tensor:
-    """Every ordered comparison of a group of n by a judge: both orders are asked, since judges prefer positions.
-
-    Args:
-        compare: (i, j) to 1 if the first shown is better, 0 if the second, 0.5 if neither.
-    """
-    result = torch.full((n, n), 0.5, dtype=torch.float64)
-    for i in range(n):
-        for j in range(n):
-            if i != j:
-                result[i, j] = compare(i, j)
-    return result
 
 
 def win_rates(outcome: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from srgym.rewards.compass.labels import (
     calibrate,
     median_slope,
     min_max,
-    outcomes,
     outcomes_from_scores,
     win_rates,
 )
@@ -30,7 +29,7 @@ def test_exhaustive_ranking_by_a_score_is_the_order_of_the_score(score):
 
 
 def test_a_judge_that_always_prefers_the_first_decides_nothing():
-    assert torch.equal(win_rates(outcomes(lambda i, j: 1.0, 4)), torch.full((4,), 0.5, dtype=torch.float64))
+    assert torch.equal(win_rates(torch.ones(4, 4, dtype=torch.float64)), torch.full((4,), 0.5, dtype=torch.float64))
 
 
 def test_a_margin_makes_draws():
