@@ -103,6 +103,14 @@ def test_a_cell_needs_what_it_refers_to_and_reads_its_folder(claims):
     assert list(made.cells).index(needed) < list(made.cells).index(trained.name)
 
 
+def test_the_claim_of_the_how_to_can_be_planned(tmp_path):
+    page = Path(__file__).parents[3] / "docs" / "howto" / "test_a_claim.md"
+    text = re.search(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    (tmp_path / "gdpo.yaml").write_text(text)
+    made = make_plan([f"claims={tmp_path}", "claim=gdpo", "seeds=2", f"out={tmp_path / 'out'}"])
+    assert sorted(name.rpartition("_")[0] for name in made.cells) == ["dpo", "dpo", "gdpo_sr", "gdpo_sr"]
+
+
 def test_what_training_cannot_tell_apart_is_not_trained(claims):
     text = TINY.replace('overrides: ["stages.reinforce', 'overrides: [runner.lr=0.5, "stages.reinforce')
     text = text.replace("  luma: ", "  trained: ").replace("  the same luma: ", "  same: ")
