@@ -269,7 +269,8 @@ def _curve(comparison: Comparison, labels: Sequence[str], metric: str, cost: str
     title = f"{metric} against {COSTS[cost]}"
     agents = [label for label in comparison.agents if label in bands]  # a control may run away from all of them
     height = f"held-out {metric_title(metric, comparison.record)}"
-    return curves(bands, COSTS[cost], height, title, framed=agents)
+    controls = {control: label for label in agents if (control := comparison.control(label)) is not None}
+    return curves(bands, COSTS[cost], height, title, framed=agents, controls=controls)
 
 
 def plane_axes(metrics: Sequence[str]) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def render(draw: Callable[[Any, Theme], None], title: str, caption: str = "", si
 
 def curves(
     series: Mapping[str, Band], x_label: str, y_label: str, title: str, caption: str = "", target: float | None = None,
-    framed: Collection[str] = (),
+    framed: Collection[str] = (), controls: Mapping[str, str] | None = None,
 ) -> Figure:  # fmt: skip
     """Curves with their intervals as bands.
 
@@ -82,13 +82,20 @@ def curves(
         target: a level that is marked by a horizontal line.
         framed: the series that the picture is cut to, where another may run away from all of them; empty: to all. Then
             a band that is wider than the picture isn't drawn.
+        controls: of some series, which other one each is the control of: thin and dotted in its colour, without a band.
     """
+    of = {name: other for name, other in (controls or {}).items() if name in series and other in series}
+    own = [name for name in series if name not in of]
+    labels = len(own) + bool(of)
     heights = np.concatenate([series[name].value for name in framed]) if framed else np.zeros(1)
     spread = float(np.ptp(heights))
 
     def draw(axes: Any, theme: Theme) -> None:
-        for i, (name, band) in enumerate(series.items()):
-            style = theme.style(i)
+        for name, band in series.items():
+            style = theme.style(own.index(of.get(name, name)))
+            if name in of:
+                axes.plot(band.x, band.value, color=style["color"], linestyle=":", linewidth=1.1)
+                continue
             every = max(1, len(band.x) // 8)
             axes.plot(band.x, band.value, label=name, markevery=every, **style)
             if np.isfinite(band.low).all() and not 0 < 1.9 * spread < np.median(band.high - band.low):
@@ -99,10 +106,12 @@ def curves(
         axes.set_ylabel(y_label)
         if spread > 0:
             axes.set_ylim(heights.min() - 0.6 * spread, heights.max() + 0.3 * spread)
+        if of:
+            axes.plot([], [], color=theme.ink, linestyle=":", linewidth=1.1, label="its control")
         if len(series) > 1:
-            axes.legend() if len(series) <= 4 else axes.figure.legend(loc="outside lower left", ncols=3)
+            axes.legend() if labels <= 4 else axes.figure.legend(loc="outside lower left", ncols=3)
 
-    return render(draw, title, caption)
+    return render(draw, title, caption, (5.6, 3.7 + 0.2 * max(0, -(-labels // 3) - 2)))
 
 
 def forest(
