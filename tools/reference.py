@@ -173,7 +173,7 @@ def settings_page() -> str:
 STAGE = [
     ("kind", "train", "train; merge: add the LoRA of `lora_from` to the weights of `start_from`; scorer: train the "
      "compact COMPASS scorer on candidates of the policy."),
-    ("start_from", "base", "base: the run's policy; previous; or a stage's name."),
+    ("start_from", "base", "base: the run's policy; previous; a stage's name; or the folder of a saved policy."),
     ("when", {}, "settings that hold where a part is in use, as the run's own `when`."),
     ("lora_from", inspect.Parameter.empty, "of a merge: the stage whose LoRA is added."),
     ("adapter", "ema", "of a merge: which of its adapters: ema, default or old."),
