@@ -156,6 +156,19 @@ def test_all_weights_cannot_be_trained_under_adapters(finished: Path, tmp_path: 
         run.learn()
 
 
+def test_a_stage_starts_from_a_saved_policy(finished: Path, tmp_path: Path) -> None:
+    """Of another run, by its folder: its weights stay, a LoRA is put on them."""
+    start = finished / "stages" / "cold_start" / "policy"
+    alone = ("~stages.cold_start", "~stages.merged")
+    smoke(tmp_path / "on", *alone, f"stages.reinforce.start_from={start}").learn()
+    trained = policies.load(tmp_path / "on" / "stages" / "reinforce" / "policy")
+    assert trained.has_adapters
+    assert same(tmp_path / "on" / "stages" / "reinforce" / "policy" / "model.safetensors", start / "model.safetensors")
+    nowhere = smoke(tmp_path / "off", *alone, "stages.reinforce.start_from=runs/nowhere")
+    with pytest.raises(FileNotFoundError, match="starts from runs/nowhere: no policy was saved there"):
+        nowhere.learn()
+
+
 def test_only_a_run_is_overwritten(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(ValueError, match="isn't the folder of a run"):
