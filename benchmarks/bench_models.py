@@ -28,8 +28,9 @@ from srgym import rewards
 from srgym.agents import DiffusionNFT
 from srgym.envs import SRTask, sources
 from srgym.policies.diffusers_policy import DiffusersPolicy
-from srgym.policies.estimate import PEAKS, blank_condition, skeleton
+from srgym.policies.estimate import PEAKS
 from srgym.policies.flow import FlowPolicy
+from srgym.policies.skeleton import blank_condition, skeleton
 from srgym.runners.loop.runner import Runner
 from srgym.runners.loop.settings import RunnerSettings
 

@@ -14,8 +14,8 @@ from srgym.envs import sources
 from srgym.envs.task import SRTask
 from srgym.errors import MissingFile, Refusal
 from srgym.policies.base import Policy
-from srgym.policies.estimate import skeleton
 from srgym.policies.registry import POLICIES, policy_class
+from srgym.policies.skeleton import skeleton
 from srgym.rewards.base import Reward
 from srgym.rewards.info import RewardInfo
 from srgym.rewards.serving.readiness import ensure_ready

@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from writers import LAYOUT, QUESTION, TINY, lumina, writer
 
-from srgym.policies.estimate import Batches, Workload, blank_condition, estimate, skeleton
+from srgym.policies.estimate import Batches, Workload, estimate
+from srgym.policies.skeleton import blank_condition, skeleton
 from srgym.policies.tracing import extended, traced
 
 LORA = {"rank": 2, "alpha": 4}
