@@ -22,7 +22,7 @@ from srgym.runners.report.tables import levels_table
 from srgym.runners.report.writing import write
 from srgym.runners.reproduce.claims import Arm, Claim, Contrast
 from srgym.runners.reproduce.plan import DOSES, Plan
-from srgym.runners.reproduce.results import Finding, Results, can_tell, conclude, read_results
+from srgym.runners.reproduce.results import Finding, Results, alike, can_tell, conclude, read_results
 from srgym.runners.run.made_with import made_with
 
 __all__ = ["page", "write_page"]
@@ -111,7 +111,8 @@ def _command(plan: Plan, claim: Claim) -> str:
 
 
 def _cost(plan: Plan, results: Results, claim: Claim) -> str:
-    names = plan.cells_of(claim.contrasts) | set(plan.checks.get(claim.name, {}).values())
+    told = [c for c in claim.contrasts if alike(plan, results.agreements, claim, c) is None]
+    names = plan.cells_of(told) | set(plan.checks.get(claim.name, {}).values())
     spent = [results.seconds[name] for name in names if name in results.seconds]
     return duration(sum(spent)) if spent else "-"
 
@@ -191,7 +192,7 @@ def _in_margins(finding: Finding) -> Interval:
 
 def _claim(plan: Plan, results: Results, claim: Claim, verdict: str, findings: Sequence[Finding]) -> list[Block]:
     kind: Literal["good", "bad", "neutral"] = "good" if verdict == "reproduced" else "neutral"
-    kind = "bad" if verdict.startswith("contradicted") else kind
+    kind = "bad" if "contradicted" in verdict and "reproduced" not in verdict else kind
     said = Callout(kind, f"**{verdict.capitalize()}.** {claim.note}", "Verdict")
     blocks: list[Block] = [Heading(f"{claim.paper}, {claim.source}: {claim.name}"), Text(claim.says), said]
     if claim.command is not None:

@@ -84,13 +84,12 @@ def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 def summed(conclusions: Sequence[Conclusion]) -> str:
     """What the primary contrasts of one claim say together; a claim is reproduced if all of its parts are."""
-    kinds = set(conclusions)
+    kinds, count = set(conclusions), len(conclusions)
     if not kinds:
         return "not run"
-    if kinds == {"reproduced"}:
-        return "reproduced"
-    if "contradicted" in kinds:
-        return "reproduced in part, contradicted in part" if "reproduced" in kinds else "contradicted"
-    if "reproduced" in kinds:
-        return "reproduced in part"
-    return "no effect of that size" if kinds == {"no effect of that size"} else "inconclusive"
+    if len(kinds) == 1:
+        return conclusions[0]
+    held, failed = (sum(c == kind for c in conclusions) for kind in ("reproduced", "contradicted"))
+    if held:
+        return f"{held} of {count} parts reproduced" + (f", {failed} contradicted" if failed else "")
+    return f"{failed} of {count} parts contradicted" if failed else "inconclusive"

@@ -96,9 +96,10 @@ def test_without_an_effect_errors_are_rare():
     [
         ([], "not run"),
         (["reproduced", "reproduced"], "reproduced"),
-        (["reproduced", "inconclusive"], "reproduced in part"),
-        (["reproduced", "contradicted"], "reproduced in part, contradicted in part"),
-        (["contradicted", "inconclusive"], "contradicted"),
+        (["reproduced", "inconclusive"], "1 of 2 parts reproduced"),
+        (["reproduced", "contradicted"], "1 of 2 parts reproduced, 1 contradicted"),
+        (["contradicted", "contradicted"], "contradicted"),
+        (["contradicted", "inconclusive"], "1 of 2 parts contradicted"),
         (["no effect of that size"], "no effect of that size"),
         (["no effect of that size", "inconclusive"], "inconclusive"),
     ],
