@@ -127,8 +127,8 @@ def forest(
     """Intervals under each other against a vertical line: filled where they exclude it, hollow where not.
 
     Args:
-        line: where nothing would be. limits: of the axis; as the intervals are by default; what lies beyond is drawn at
-            its edge. margin: a band so far to both sides of the line, inside of which a difference doesn't matter.
+        line: where nothing would be. margin: a band so far to both sides of it, inside of which a difference doesn't
+            matter. limits: of the axis; as the intervals are by default; a value beyond is an arrowhead at its edge.
         width: of the figure in inches; a label that would take half of it is broken into lines.
     """
 
@@ -142,7 +142,10 @@ def forest(
             colour = theme.lines[4] if not clear else theme.lines[0] if interval.value > line else theme.lines[1]
             if np.isfinite(interval.low):
                 axes.plot([interval.low, interval.high], [row, row], color=colour, solid_capstyle="round")
-            axes.plot([interval.value], [row], "o", color=colour, markerfacecolor=colour if clear else theme.paper)
+            at = interval.value if limits is None else min(max(interval.value, limits[0]), limits[1])
+            marker = "o" if at == interval.value or np.isnan(at) else ">" if at < interval.value else "<"
+            face = colour if clear else theme.paper
+            axes.plot([at], [row], marker, color=colour, markerfacecolor=face, clip_on=marker == "o", zorder=3)
         axes.axvline(line, color=theme.ink, linewidth=0.9)
         if limits is not None:
             axes.set_xlim(*limits)

@@ -171,7 +171,10 @@ def _forest(named: Sequence[tuple[str, Finding]], title: str) -> list[Block]:
     if not shown:
         return []
     reach = min(_PATHS, max(3.0, *(abs(bound) for i in shown.values() for bound in _bounds(i))))
-    caption = "In margins: the band is where a difference doesn't matter. What is clear of zero is filled."
+    caption = (
+        "In margins: the band is where a difference doesn't matter. What is clear of zero is filled; an arrowhead lies "
+        "further out."
+    )
     return [
         Figures([forest(shown, "difference / margin", title, caption, limits=(-reach, reach), margin=1.0, width=9)])
     ]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from srgym.runners.compare.executor import read_done
 from srgym.runners.measure.evaluation import read_evaluation
+from srgym.runners.measure.resampling import LEVEL
 from srgym.runners.measure.statistics import (
     Interval,
     cost_to_reach,
@@ -178,6 +179,11 @@ def conclude(plan: Plan, results: Results) -> dict[str, tuple[str, list[Finding]
     fixed = corrected([findings[name][i].verdict for name, i in primary])
     for (name, i), verdict in zip(primary, fixed, strict=True):
         findings[name][i] = replace(findings[name][i], verdict=verdict)
+    strict = 1 - (1 - LEVEL) / max(1, len(primary))
+    for own in findings.values():
+        for i, found in enumerate(own):
+            level = strict if found.contrast.primary else LEVEL
+            own[i] = replace(found, why=found.why or _would_tell(results, found, level))
     return {claim.name: (_verdict(plan, results, claim, findings[claim.name]), findings[claim.name])
             for claim in plan.claims}  # fmt: skip
 
@@ -211,9 +217,7 @@ def _find(plan: Plan, results: Results, claim: Claim, contrast: Contrast) -> Fin
         interval, why = level(results.frame, contrast.of, contrast.metric), ""
     else:
         interval, why = difference(results.frame, contrast.of, contrast.over, contrast.metric), ""
-    verdict = judge(interval, contrast.expect, margin, contrast.line)
-    why = why or _would_tell(results, contrast, margin, interval, verdict)
-    return Finding(contrast, margin, interval, verdict, why=why)
+    return Finding(contrast, margin, interval, judge(interval, contrast.expect, margin, contrast.line), why=why)
 
 
 def _missing(plan: Plan, results: Results, contrast: Contrast) -> tuple[str, ...]:
@@ -228,9 +232,10 @@ def _margin(plan: Plan, contrast: Contrast) -> float:
     return float(plan.settings["margins"][contrast.metric] if contrast.margin is None else contrast.margin)
 
 
-def _would_tell(results: Results, contrast: Contrast, margin: float, interval: Interval, verdict: Verdict) -> str:
-    """How many more photographs, or seeds, would bring an inconclusive contrast to a verdict."""
-    if verdict.conclusion != "inconclusive" or contrast.over is None:
+def _would_tell(results: Results, finding: Finding, level: float) -> str:
+    """How many photographs, or seeds, would bring an inconclusive contrast to a verdict at this level."""
+    contrast, interval = finding.contrast, finding.interval
+    if not finding.ran or finding.verdict.conclusion != "inconclusive" or contrast.over is None:
         return ""
     if interval.seeds == 2:
         return "two seeds show a direction, and no interval"
@@ -239,9 +244,12 @@ def _would_tell(results: Results, contrast: Contrast, margin: float, interval: I
     both = contexts.intersection(others)
     gap = own[:, contexts.get_indexer(both)] - other[:, others.get_indexer(both)].mean(0)
     names = [str(name) for name in both.get_level_values(0)]
-    if interval.units < 2 or not np.isfinite(gap).any() or not margin > 0:
+    if interval.units < 2 or not np.isfinite(gap).any() or not finding.margin > 0:
         return ""
-    photographs, seeds = units_needed(margin, variance_components(gap, names), len(own), interval.units)
+    components = variance_components(gap, names)
+    photographs, seeds = units_needed(finding.margin, components, len(own), interval.units, level=level)
+    if photographs is not None and photographs <= interval.units:
+        return "there are enough to see a difference of the margin; what was found lies near it"
     text = f"{_number(photographs)} photographs with {_counted(len(own), 'seed')} would tell the margin"
     return text + (f", or {_number(seeds)} seeds with {interval.units} photographs" if len(own) > 1 else "")
 
