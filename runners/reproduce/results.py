@@ -1,5 +1,6 @@
 """What the cells of a reproduction left behind, and what each contrast of a claim comes to."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,8 @@ from srgym.runners.measure.statistics import (
     Interval,
     cost_to_reach,
     crossed_difference,
+    detection_power,
     ratio_interval,
-    units_needed,
     variance_components,
 )
 from srgym.runners.report.summary import difference, level, scores
@@ -28,6 +29,7 @@ __all__ = ["Finding", "Results", "alike", "can_tell", "conclude", "read_agreemen
 
 Floats = NDArray[np.float64]
 _NOTHING = Interval(np.nan, np.nan, np.nan, 0)
+_MOST, _POWER = 100, 0.8  # how far what would tell is looked for, and how often it would
 _WHOLE = {"photograph": "all", "crop": "0"}  # of what is measured of a run and not of an image
 
 
@@ -233,7 +235,8 @@ def _margin(plan: Plan, contrast: Contrast) -> float:
 
 
 def _would_tell(results: Results, finding: Finding, level: float) -> str:
-    """How many photographs, or seeds, would bring an inconclusive contrast to a verdict at this level."""
+    """How many photographs and seeds, grown alike, would show a difference of the margin at this level in four of five
+    repetitions, of a contrast that is inconclusive."""
     contrast, interval = finding.contrast, finding.interval
     if not finding.ran or finding.verdict.conclusion != "inconclusive" or contrast.over is None:
         return ""
@@ -247,19 +250,16 @@ def _would_tell(results: Results, finding: Finding, level: float) -> str:
     if interval.units < 2 or not np.isfinite(gap).any() or not finding.margin > 0:
         return ""
     components = variance_components(gap, names)
-    photographs, seeds = units_needed(finding.margin, components, len(own), interval.units, level=level)
-    if photographs is not None and photographs <= interval.units:
+    for times in np.geomspace(1, _MOST, 100):
+        seeds = math.ceil(times * len(own)) if len(own) > 1 else 1
+        photographs = math.ceil(times * interval.units)
+        if detection_power(finding.margin, components, seeds, photographs, level=level) >= _POWER:
+            break
+    else:
+        return f"{_MOST} times as many photographs{' and seeds' if len(own) > 1 else ''} wouldn't tell the margin"
+    if times == 1:
         return "there are enough to see a difference of the margin; what was found lies near it"
-    text = f"{_number(photographs)} photographs with {_counted(len(own), 'seed')} would tell the margin"
-    return text + (f", or {_number(seeds)} seeds with {interval.units} photographs" if len(own) > 1 else "")
-
-
-def _number(count: int | None) -> str:
-    return "more than 1000" if count is None else str(count)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{photographs} photographs{f' and {seeds} seeds' if seeds > 1 else ''} would tell the margin"
 
 
 # Equal distance from the start

@@ -1,5 +1,6 @@
 """What contrasts come to, from synthetic cells: equal distance, wobble, costs, and what is said of what didn't run."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,7 +135,12 @@ def test_an_inconclusive_contrast_says_what_would_tell():
     loud = pd.concat([rows("loud", "psnr_y", lambda s, i: generator.normal()), rows("still", "psnr_y", noise)])
     verdict, finding = only(planned(Contrast("loud", "still", "psnr_y", "up", "loud over still")), results(frame=loud))
     assert verdict == "inconclusive"
-    assert "photographs with 4 seeds would tell the margin" in finding.why
+    told = re.fullmatch(r"(\d+) photographs and (\d+) seeds would tell the margin", finding.why)
+    photographs, seeds = map(int, told.groups())
+    assert photographs in (2 * seeds - 1, 2 * seeds)  # as many of each as there are now, times the same
+    # All that varies is drawn anew for each pair of them. If that were known, an error of the margin over 2.8 would do:
+    # so many pairs at least; that spread is known from few doesn't take many times as many.
+    assert (2.8 / 0.2) ** 2 < photographs * seeds < 4 * (2.8 / 0.2) ** 2
 
 
 def test_rewards_whose_advantages_agree_are_not_testable():
