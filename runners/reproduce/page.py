@@ -22,7 +22,7 @@ from srgym.runners.report.tables import levels_table
 from srgym.runners.report.writing import write
 from srgym.runners.reproduce.claims import Arm, Claim, Contrast
 from srgym.runners.reproduce.plan import DOSES, Plan
-from srgym.runners.reproduce.results import Finding, Results, alike, can_tell, conclude, read_results
+from srgym.runners.reproduce.results import WHOLE, Finding, Results, alike, can_tell, conclude, read_results, wanted
 from srgym.runners.run.made_with import made_with
 
 __all__ = ["page", "write_page"]
@@ -61,15 +61,22 @@ def write_page(plan: Plan, failed: Mapping[str, str | None]) -> Path:
 def page(plan: Plan, results: Results, failed: Mapping[str, str | None]) -> Document:
     """The page as a document."""
     settings = plan.settings
-    photographs = results.frame["photograph"].nunique() if len(results.frame) else 0
+    frame = results.frame[results.frame["photograph"] != WHOLE]
+    photographs = frame.groupby("method")["photograph"].nunique().max() if len(frame) else 0
+    asked = wanted(plan, results.agreements) | {name for own in plan.checks.values() for name in own.values()}
+    left_out = (
+        f", {len(plan.cells) - len(asked)} left out, since training can't tell their rewards apart"
+        if len(asked) < len(plan.cells)
+        else ""
+    )
     versions = ", ".join(f"{name} {value}" for name, value in made_with().items())
     document = Document(
         "The papers' claims in miniature",
         f"`{shlex.join(['srgym', 'reproduce', *plan.arguments])}`: tier {settings['tier']}, {settings['seeds']} seeds "
         f"({settings['many']} of Flow-GRPO and of runs of several stages), {settings['effort']:g} of the runs' "
-        f"budgets, {settings['limit']} test crops of {max(0, photographs - _whole(results))} photographs. "
-        f"{len(results.seconds)} of {len(plan.cells)} cells ended, in "
-        f"{duration(sum(results.seconds.values()))} of one core. {versions}.",
+        f"budgets, {settings['limit']} test crops of {photographs} photographs. "
+        f"{len(results.seconds)} of {len(asked)} cells ended, in {duration(sum(results.seconds.values()))} of one core"
+        f"{left_out}. {versions}.",
     )
     concluded = conclude(plan, results)
     document.add(_in_short(plan, results, concluded), Text(_RULES))
@@ -82,11 +89,6 @@ def page(plan: Plan, results: Results, failed: Mapping[str, str | None]) -> Docu
         document.add(*_claim(plan, results, claim, *concluded[claim.name]))
     document.add(*_numbers(plan, results))
     return document
-
-
-def _whole(results: Results) -> int:
-    """Whether what is measured of whole runs is among the photographs."""
-    return int((results.frame["photograph"] == "all").any())
 
 
 def _in_short(plan: Plan, results: Results, concluded: Mapping[str, tuple[str, list[Finding]]]) -> Table:

@@ -25,12 +25,23 @@ from srgym.runners.reproduce.plan import DOSES, Plan
 from srgym.runners.reproduce.probes import dose
 from srgym.runners.reproduce.verdict import Verdict, corrected, judge, summed
 
-__all__ = ["Finding", "Results", "alike", "can_tell", "conclude", "read_agreements", "read_results", "wanted", "wobble"]
+__all__ = [
+    "WHOLE",
+    "Finding",
+    "Results",
+    "alike",
+    "can_tell",
+    "conclude",
+    "read_agreements",
+    "read_results",
+    "wanted",
+    "wobble",
+]
 
 Floats = NDArray[np.float64]
 _NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 _MOST, _POWER = 100, 0.8  # how far what would tell is looked for, and how often it would
-_WHOLE = {"photograph": "all", "crop": "0"}  # of what is measured of a run and not of an image
+WHOLE = "all"  # in a photograph's place, of what is measured of a run and not of an image
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,16 @@ def _agreement(plan: Plan, name: str) -> float:
 
 def _wobbling(curve: pd.DataFrame, metric: str, arm: str, seed: int) -> pd.DataFrame:
     means = curve[curve["metric"] == metric].groupby("iteration")["value"].mean().to_numpy()
-    row = {"method": arm, "run": seed, **_WHOLE, "metric": "wobble", "value": wobble(means), "valid": True, "seed": 0}
+    row = {
+        "method": arm,
+        "run": seed,
+        "photograph": WHOLE,
+        "crop": "0",
+        "metric": "wobble",
+        "value": wobble(means),
+        "valid": True,
+        "seed": 0,
+    }
     return pd.DataFrame([row])
 
 
