@@ -67,6 +67,17 @@ def test_the_run_is_made_as_shown():
     assert [stage.name for stage in scope["run"].config.stages][:2] == ["cold_start", "full_reference"]
 
 
+def test_the_verdicts_on_the_papers_claims_are_those_of_their_page():
+    def rows(text):
+        lines = [line for line in text.splitlines() if line.startswith(("| OARS", "| FinPercep", "| Ref", "| RealSR"))]
+        return [[cell.strip(" |*") for cell in line.split(" | ")] for line in lines]
+
+    told = README.read_text().partition("<!-- claims -->")[2].partition("<!-- end of claims -->")[0]
+    page = (ROOT / "docs" / "reproduction.md").read_text().partition("*Cost is of one core")[0]
+    assert len(rows(told)) == len(list((ROOT / "configs" / "claims").glob("*.yaml")))
+    assert rows(told) == [[where, title, verdict] for where, title, _, _, verdict, *_ in rows(page)]
+
+
 @pytest.mark.parametrize("page", [README, TUTORIALS / "own_reward.md"], ids=lambda page: page.stem)
 def test_the_reward_as_shown_is_a_reward(page):
     from srgym import rewards
