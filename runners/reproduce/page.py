@@ -63,7 +63,7 @@ def page(plan: Plan, results: Results, failed: Mapping[str, str | None]) -> Docu
     settings = plan.settings
     frame = results.frame[results.frame["photograph"] != WHOLE]
     photographs = frame.groupby("method")["photograph"].nunique().max() if len(frame) else 0
-    asked = wanted(plan, results.agreements) | {name for own in plan.checks.values() for name in own.values()}
+    asked = wanted(plan, results.agreements)
     left_out = (
         f", {len(plan.cells) - len(asked)} left out, since training can't tell their rewards apart"
         if len(asked) < len(plan.cells)

@@ -99,6 +99,11 @@ class Plan:
             names |= more
         return names
 
+    @property
+    def checking(self) -> set[str]:
+        """The cells that ask whether training could tell rewards apart."""
+        return {name for own in self.checks.values() for name in own.values()}
+
     def as_json(self) -> dict[str, Any]:
         """What stands beside the numbers."""
         return {

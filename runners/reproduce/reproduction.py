@@ -45,13 +45,11 @@ def reproduce(plan: Plan, on_message: Callable[[str], None] = print) -> tuple[Pa
             on_message(estimate_text(plan, executor.slots))
         record = plan.folder / _RECORD
         write_json(record, plan.as_json())
-        checks = {name for own in plan.checks.values() for name in own.values()}
-        outcomes = _run([cell for cell in cells if cell.name in checks], executor)
+        outcomes = _run([cell for cell in cells if cell.name in plan.checking], executor)
         kept = wanted(plan, read_agreements(plan))
-        rest = [cell for cell in cells if cell.name in kept]
-        if len(checks | kept) < len(cells):
-            on_message(f"{len(cells) - len(checks | kept)} cells are left out: training can't tell their rewards apart")
-        outcomes += _run(rest, executor)
+        if len(kept) < len(cells):
+            on_message(f"{len(cells) - len(kept)} cells are left out: training can't tell their rewards apart")
+        outcomes += _run([cell for cell in cells if cell.name in kept - plan.checking], executor)
         failed = {outcome.cell.name: outcome.error for outcome in outcomes if outcome.error is not None}
         write_json(record, {**plan.as_json(), "failed": failed})
         return write_page(plan, failed), outcomes

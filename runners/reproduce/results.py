@@ -186,8 +186,8 @@ def alike(plan: Plan, agreements: Agreements, claim: Claim, contrast: Contrast) 
 
 
 def wanted(plan: Plan, agreements: Agreements) -> set[str]:
-    """The cells that some contrast rests on whose arms training can tell apart."""
-    return {
+    """The cells that ask, and those that some contrast rests on whose arms training can tell apart."""
+    return plan.checking | {
         name for claim in plan.claims
         for name in plan.cells_of([c for c in claim.contrasts if alike(plan, agreements, claim, c) is None])
     }  # fmt: skip
